@@ -1,0 +1,211 @@
+package subnet
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"time"
+
+	"k8s.io/klog/v2"
+)
+
+// Remembered is what a host still knows of the subnet it had when it last ran.
+// The zero value is a host that knows nothing.
+type Remembered struct {
+	// Subnet is the one it had, invalid if none.
+	Subnet netip.Prefix
+	// PublicIP and Revision are those of its lease at that time, if known. Only
+	// a lease that is still just that one may be taken over although it bears
+	// another address than this host has now.
+	PublicIP netip.Addr
+	Revision uint64
+}
+
+// was reports whether l is, unchanged, the lease the host had then.
+func (r Remembered) was(l Lease) bool {
+	return r.PublicIP == l.PublicIP && r.Subnet == l.Subnet && r.Revision == l.Revision
+}
+
+// conflictsBeforeList is after how many lost races for a free subnet the list
+// of leases is read again. Each lost race shows one subnet that is taken; a new
+// list shows all of them, but is long.
+const conflictsBeforeList = 4
+
+// Acquire gets this host a lease on one of config's subnets, and tries until it
+// has one or ctx ends. In this order: the lease that bears this host's address;
+// the subnet it had when it last ran; any free one.
+//
+// The store must be a Patient one.
+func Acquire(ctx context.Context, store Store, config Config, own Attrs, last Remembered) (Lease, error) {
+	value, err := EncodeAttrs(own)
+	if err != nil {
+		return Lease{}, err
+	}
+	a := acquisition{store: store, config: config, own: own, value: value, last: last}
+	wait := newBackOff()
+	for full := false; ; {
+		lease, err := a.once(ctx)
+		var none noFreeSubnet
+		switch {
+		case err == nil:
+			return lease, nil
+		case errors.As(err, &none):
+			if !full {
+				klog.Errorf("No subnet for this host yet: %v", err)
+			}
+			full = true
+			err = sleep(ctx, wait.NextBackOff())
+		case errors.Is(err, ErrConflict) || errors.Is(err, ErrNotFound):
+			err = nil // somebody was faster; look again
+		}
+		if err != nil {
+			return Lease{}, err
+		}
+	}
+}
+
+type acquisition struct {
+	store  Store
+	config Config
+	own    Attrs
+	value  string
+	last   Remembered
+}
+
+type noFreeSubnet struct{ config Config }
+
+func (e noFreeSubnet) Error() string {
+	return fmt.Sprintf("all %d subnets of length %d from %v to %v in the network %v are leased; "+
+		"waiting for one to become free (a larger Network or SubnetLen makes more)",
+		e.config.Subnets(), e.config.SubnetLen, e.config.SubnetMin.Addr(), e.config.SubnetMax.Addr(), e.config.Network)
+}
+
+// once goes through the ways to get a lease, given the leases of this moment.
+func (a acquisition) once(ctx context.Context) (Lease, error) {
+	entries, _, err := a.store.List(ctx)
+	if err != nil {
+		return Lease{}, err
+	}
+	var leases []Lease
+	for _, e := range entries {
+		l, err := e.Decode()
+		if err != nil { // its subnet is taken all the same; Follow warns of it
+			if l.Subnet, err = ParseKey(e.Key); err != nil {
+				continue
+			}
+		}
+		leases = append(leases, l)
+	}
+	if mine, ok, err := a.mine(ctx, leases); err != nil {
+		return Lease{}, err
+	} else if ok {
+		klog.Infof("Taking over the lease of %v, which bears this host's address", mine.Subnet)
+		return a.take(ctx, mine)
+	}
+	if lease, err := a.again(ctx, leases); err != nil || lease.Subnet.IsValid() {
+		return lease, err
+	}
+	return a.free(ctx, leases)
+}
+
+// mine finds the lease that bears this host's address, and removes those that
+// do but no longer fit the config. Of several, a reservation comes first, as an
+// operator made it on purpose, then the one used last.
+func (a acquisition) mine(ctx context.Context, leases []Lease) (mine Lease, ok bool, err error) {
+	better := func(l Lease) bool {
+		return !ok || l.Reserved() && !mine.Reserved() || l.Reserved() == mine.Reserved() && l.Subnet == a.last.Subnet
+	}
+	for _, l := range leases {
+		switch {
+		case l.PublicIP != a.own.PublicIP:
+		case !a.config.Fits(l.Subnet):
+			klog.Warningf("Removing this host's lease of %v, which is none of the network's subnets any more (%v)", l.Subnet, a.config)
+			if err := a.store.Delete(ctx, FormatKey(l.Subnet), l.Revision); err != nil {
+				return Lease{}, false, err
+			}
+		case better(l):
+			mine, ok = l, true
+		}
+	}
+	return mine, ok, nil
+}
+
+// again asks for the subnet this host had when it last ran. It returns the zero
+// Lease where that is not to be had.
+func (a acquisition) again(ctx context.Context, leases []Lease) (Lease, error) {
+	subnet := a.last.Subnet
+	if !subnet.IsValid() {
+		return Lease{}, nil
+	}
+	if !a.config.Fits(subnet) {
+		klog.Infof("The subnet in the subnet file, %v, is none of the network's subnets (%v)", subnet, a.config)
+		return Lease{}, nil
+	}
+	for _, l := range leases {
+		switch {
+		case !l.Subnet.Overlaps(subnet):
+		case a.last.was(l):
+			klog.Infof("Taking over the lease of %v: it is this host's own, from when its address was %v", subnet, l.PublicIP)
+			return a.take(ctx, l)
+		default:
+			klog.Infof("The subnet in the subnet file, %v, is not free: %v", subnet, l)
+			return Lease{}, nil
+		}
+	}
+	lease, err := a.create(ctx, subnet)
+	if errors.Is(err, ErrConflict) {
+		return Lease{}, err
+	} else if err == nil {
+		klog.Infof("Leased %v again, the subnet in the subnet file", subnet)
+	}
+	return lease, err
+}
+
+// free leases some subnet that nobody has. Which one is left to chance, so that
+// hosts that start together seldom want the same.
+func (a acquisition) free(ctx context.Context, leases []Lease) (Lease, error) {
+	taken := newTaken(a.config, leases)
+	for range conflictsBeforeList {
+		n := taken.free()
+		if n == 0 {
+			return Lease{}, noFreeSubnet{a.config}
+		}
+		subnet := a.config.Nth(taken.nthFree(rand.Uint64N(n)))
+		lease, err := a.create(ctx, subnet)
+		if err == nil {
+			klog.Infof("Leased %v, one of %d free subnets", subnet, n)
+		}
+		if !errors.Is(err, ErrConflict) {
+			return lease, err
+		}
+		taken.add(subnet)
+	}
+	return Lease{}, ErrConflict
+}
+
+func (a acquisition) create(ctx context.Context, subnet netip.Prefix) (Lease, error) {
+	e, err := a.store.Create(ctx, FormatKey(subnet), a.value, TTL)
+	if err != nil {
+		return Lease{}, err
+	}
+	return Lease{Subnet: subnet, Attrs: a.own, Expires: e.Expires, Revision: e.Revision}, nil
+}
+
+func (a acquisition) take(ctx context.Context, l Lease) (Lease, error) {
+	e, err := a.store.Update(ctx, FormatKey(l.Subnet), l.Revision, a.value, ttlOf(l))
+	if err != nil {
+		return Lease{}, err
+	}
+	return Lease{Subnet: l.Subnet, Attrs: a.own, Expires: e.Expires, Revision: e.Revision}, nil
+}
+
+// ttlOf is the TTL to write a lease with: none for what is reserved, so that it
+// stays reserved.
+func ttlOf(l Lease) time.Duration {
+	if l.Reserved() {
+		return 0
+	}
+	return TTL
+}

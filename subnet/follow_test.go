@@ -1,0 +1,76 @@
+package subnet_test
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"flanneld/subnet"
+	"flanneld/subnet/storetest"
+)
+
+// Each set published is what the store had, whatever happened to the watch.
+func TestFollow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := storetest.NewMemory()
+		store.Put("10.1.7.0-24", value(otherIP), 0)
+		var sets []string
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() {
+			done <- subnet.Follow(ctx, subnet.Patient(store), func(leases []subnet.Lease) {
+				var all []string
+				for _, l := range leases {
+					all = append(all, fmt.Sprintf("%v=%v", l.Subnet, l.PublicIP))
+				}
+				sets = append(sets, strings.Join(all, " "))
+			})
+		}()
+		for _, step := range []struct {
+			name string
+			do   func()
+			want []string // published by it
+		}{
+			{"start", synctest.Wait, []string{"10.1.7.0/24=172.30.0.12"}},
+			{"added", func() { store.Put("10.1.5.0-24", value(ownIP), time.Hour) }, []string{"10.1.5.0/24=172.30.0.11 10.1.7.0/24=172.30.0.12"}},
+			{"changed", func() { store.Put("10.1.7.0-24", value(oldIP), 0) }, []string{"10.1.5.0/24=172.30.0.11 10.1.7.0/24=172.30.0.99"}},
+			{"unreadable value", func() { store.Put("10.1.7.0-24", "garbage", 0) }, []string{"10.1.5.0/24=172.30.0.11"}},
+			{"unreadable key", func() { store.Put("10.1.8.1-24", value(oldIP), 0) }, nil},
+			{"not a lease", func() { store.SetConfig("x") }, nil},
+			{"put right", func() { store.Put("10.1.7.0-24", value(otherIP), 0) }, []string{"10.1.5.0/24=172.30.0.11 10.1.7.0/24=172.30.0.12"}},
+			{"removed", func() { store.Remove("10.1.7.0-24") }, []string{"10.1.5.0/24=172.30.0.11"}},
+			{"changed in a gap", func() {
+				store.SetDown(true)
+				time.Sleep(10 * time.Second)
+				store.Put("10.1.5.0-24", value(oldIP), 0)
+				store.Put("10.1.9.0-24", value(otherIP), 0)
+				store.Forget()
+				store.SetDown(false)
+			}, []string{"10.1.5.0/24=172.30.0.99 10.1.9.0/24=172.30.0.12"}},
+			{"a gap without changes", func() {
+				store.SetDown(true)
+				time.Sleep(10 * time.Second)
+				store.SetDown(false)
+			}, nil},
+			{"after the gap", func() { store.Remove("10.1.5.0-24") }, []string{"10.1.9.0/24=172.30.0.12"}},
+			{"all gone", func() { store.Remove("10.1.9.0-24") }, []string{""}},
+		} {
+			synctest.Wait()
+			step.do()
+			time.Sleep(10 * time.Second)
+			synctest.Wait()
+			if !slices.Equal(sets, step.want) {
+				t.Errorf("%s: published %q, want %q", step.name, sets, step.want)
+			}
+			sets = nil
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}

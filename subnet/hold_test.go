@@ -1,0 +1,219 @@
+package subnet_test
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"flanneld/subnet"
+	"flanneld/subnet/storetest"
+)
+
+const key = "10.1.5.0-24"
+
+// held runs a Holder of one lease, fed by Follow, in a bubble of fake time.
+type held struct {
+	t      *testing.T
+	store  *storetest.Memory
+	sets   chan []subnet.Lease
+	ended  chan error
+	cancel context.CancelFunc
+	notes  []subnet.Lease
+}
+
+func hold(t *testing.T, ttl time.Duration, margin time.Duration) *held {
+	h := &held{t: t, store: storetest.NewMemory(), sets: make(chan []subnet.Lease), ended: make(chan error, 1)}
+	e := h.store.Put(key, value(ownIP), ttl)
+	lease, err := e.Decode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	h.cancel = cancel
+	patient := subnet.Patient(h.store)
+	go subnet.Follow(ctx, patient, func(leases []subnet.Lease) {
+		select {
+		case h.sets <- leases:
+		case <-ctx.Done():
+		}
+	})
+	holder := subnet.Holder{Store: patient, Lease: lease, Margin: margin, Changed: func(l subnet.Lease) { h.notes = append(h.notes, l) }}
+	go func() {
+		h.ended <- holder.Run(ctx, h.sets)
+		cancel()
+	}()
+	synctest.Wait()
+	return h
+}
+
+// stop ends the Holder and returns what Run did.
+func (h *held) stop() error {
+	h.cancel()
+	return <-h.ended
+}
+
+// check waits until nothing more happens and looks at the key.
+func (h *held) check(reserved bool) subnet.Entry {
+	h.t.Helper()
+	synctest.Wait()
+	e, ok := h.store.Get(key)
+	switch {
+	case !ok:
+		h.t.Fatal("the lease is gone")
+	case e.Value != value(ownIP):
+		h.t.Errorf("the lease is %s", e.Value)
+	case e.Expires.IsZero() != reserved:
+		h.t.Errorf("the lease expires at %v", e.Expires)
+	case !reserved && time.Until(e.Expires) <= 0:
+		h.t.Errorf("the lease has expired %v ago", -time.Until(e.Expires))
+	}
+	return e
+}
+
+func TestHolderRenews(t *testing.T) {
+	for _, margin := range []time.Duration{time.Minute, time.Hour, 1439 * time.Minute} {
+		synctest.Test(t, func(t *testing.T) {
+			h := hold(t, subnet.TTL, margin)
+			before := h.check(false)
+			due := subnet.TTL - margin
+			time.Sleep(due - min(due, margin)/10 - time.Second)
+			if e := h.check(false); e.Revision != before.Revision {
+				t.Errorf("margin %v: renewed too early", margin)
+			}
+			time.Sleep(min(due, margin)/10 + 2*time.Second)
+			e := h.check(false)
+			if e.Revision == before.Revision || time.Until(e.Expires) < due {
+				t.Errorf("margin %v: not renewed, it has %v left", margin, time.Until(e.Expires))
+			}
+			if n := len(h.notes); n == 0 || h.notes[n-1].Revision != e.Revision {
+				t.Errorf("margin %v: Changed was last called with %v", margin, h.notes)
+			}
+			calls := h.store.Calls()
+			time.Sleep(10 * 24 * time.Hour)
+			h.check(false)
+			if n, most := h.store.Calls()-calls, int(10*24*time.Hour/((subnet.TTL-margin)*9/10))+2; n > most {
+				t.Errorf("margin %v: %d requests in ten days", margin, n)
+			}
+			if err := h.stop(); err != nil {
+				t.Error(err)
+			}
+			h.check(false) // stays in the store
+		})
+	}
+}
+
+// An outage at the time of renewal does no harm while the lease lasts, and none
+// afterwards while nobody else has taken the subnet.
+func TestHolderOutage(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := hold(t, subnet.TTL, time.Hour)
+		h.store.SetDown(true)
+		time.Sleep(subnet.TTL - time.Minute)
+		h.store.SetDown(false)
+		time.Sleep(5 * time.Second)
+		if e := h.check(false); time.Until(e.Expires) < 23*time.Hour {
+			t.Errorf("not renewed after the outage: %v left", time.Until(e.Expires))
+		}
+
+		h.store.SetDown(true)
+		time.Sleep(2 * subnet.TTL)
+		h.store.Remove(key) // it has expired
+		h.store.SetDown(false)
+		time.Sleep(5 * time.Second)
+		h.check(false)
+		if err := h.stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestHolderClaimsAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := hold(t, subnet.TTL, time.Hour)
+		for range 3 {
+			h.store.Remove(key)
+			h.check(false)
+		}
+		// Removed while the watch was lost.
+		h.store.SetDown(true)
+		h.store.Remove(key)
+		h.store.Forget()
+		h.store.SetDown(false)
+		time.Sleep(5 * time.Second)
+		h.check(false)
+		// Spoilt, in two ways.
+		h.store.Put(key, "garbage", 0)
+		time.Sleep(time.Second)
+		h.check(true)
+		h.store.Put(key, `{"PublicIP":"172.30.0.11","BackendType":"vxlan"}`, time.Hour)
+		h.check(false)
+		if err := h.stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// An operator makes a lease a reservation, and a lease again.
+func TestHolderReservation(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := hold(t, 0, time.Hour)
+		before := h.check(true)
+		time.Sleep(100 * 24 * time.Hour)
+		if h.check(true) != before {
+			t.Error("a reservation was written")
+		}
+		h.store.Put(key, value(ownIP), time.Hour+time.Minute)
+		time.Sleep(2 * time.Hour)
+		h.check(false)
+		h.store.Put(key, value(ownIP), 0)
+		time.Sleep(100 * 24 * time.Hour)
+		h.check(true)
+		if err := h.stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+func TestHolderLost(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := hold(t, subnet.TTL, time.Hour)
+		h.store.Put(key, value(otherIP), subnet.TTL)
+		err := <-h.ended
+		var lost *subnet.LostError
+		if !errors.As(err, &lost) {
+			t.Fatalf("Run ended with %v", err)
+		}
+		want := "the subnet 10.1.5.0/24 of this host (172.30.0.11) is now leased by 172.30.0.12: stopping, to start again with another subnet"
+		if diff := cmp.Diff(want, err.Error()); diff != "" {
+			t.Error(diff)
+		}
+		if e, _ := h.store.Get(key); e.Value != value(otherIP) {
+			t.Errorf("the lease was taken back: %s", e.Value)
+		}
+	})
+}
+
+// A set that is older than the lease, as one may still be on its way when the
+// lease is acquired, changes nothing.
+func TestHolderOldSet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := hold(t, subnet.TTL, time.Hour)
+		before := h.check(false)
+		other, err := subnet.Entry{Key: key, Value: value(otherIP)}.Decode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		h.sets <- []subnet.Lease{}
+		h.sets <- []subnet.Lease{other}
+		if h.check(false) != before {
+			t.Error("the lease was written for it")
+		}
+		if err := h.stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -1,0 +1,127 @@
+package subnet
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// TTL is how long a lease lasts when nobody renews it.
+const TTL = 24 * time.Hour
+
+// Attrs is what a host says about itself in its lease, for its peers to read.
+type Attrs struct {
+	// PublicIP is the IPv4 address at which the host's peers reach it.
+	PublicIP netip.Addr
+	// BackendType is the backend the host runs. Leases written without one
+	// are of the oldest backend, udp; DecodeAttrs fills that in.
+	BackendType string
+	// BackendData is what peers need beyond PublicIP, as that backend's own
+	// JSON object; nil where there is nothing more to say.
+	BackendData json.RawMessage
+}
+
+// Equal reports whether a and b would be written as the same value.
+func (a Attrs) Equal(b Attrs) bool {
+	return a.PublicIP == b.PublicIP && a.BackendType == b.BackendType && bytes.Equal(a.BackendData, b.BackendData)
+}
+
+// Lease is one host's hold on one subnet, as it stands in the store.
+type Lease struct {
+	// Subnet is the leased prefix, host bits zero.
+	Subnet netip.Prefix
+	Attrs
+	// Expires is when the lease ends unless renewed, on this host's own clock
+	// (with its monotonic reading, so that setting the clock does not move
+	// it). The zero time marks a reservation, which does not end.
+	Expires time.Time
+	// Revision is the store's version of the entry. A write that names it
+	// succeeds only while nobody else has written the entry since.
+	Revision uint64
+}
+
+// Reserved reports whether the lease is an operator's reservation: one without
+// an end, which stays one whoever takes it.
+func (l Lease) Reserved() bool { return l.Expires.IsZero() }
+
+// String names the lease in messages: its subnet and who holds it.
+func (l Lease) String() string {
+	return fmt.Sprintf("%v (held by %v)", l.Subnet, l.PublicIP)
+}
+
+// FormatKey is the name of a subnet's entry in the store, e.g. 10.253.36.0-24.
+func FormatKey(subnet netip.Prefix) string {
+	return fmt.Sprintf("%v-%d", subnet.Addr(), subnet.Bits())
+}
+
+// ParseKey reads what FormatKey wrote. It accepts IPv4 only, and only a prefix
+// whose host bits are zero: any other spelling would be a second name for a
+// subnet that another host may hold under the first.
+func ParseKey(key string) (netip.Prefix, error) {
+	addr, bits, ok := strings.Cut(key, "-")
+	if !ok {
+		return netip.Prefix{}, fmt.Errorf("lease key %q is not of the form <a.b.c.d>-<length>", key)
+	}
+	a, err := netip.ParseAddr(addr)
+	if err != nil || !a.Is4() {
+		return netip.Prefix{}, fmt.Errorf("lease key %q: %q is not an IPv4 address", key, addr)
+	}
+	n, err := strconv.Atoi(bits)
+	if err != nil || n < 0 || n > 32 || strconv.Itoa(n) != bits {
+		return netip.Prefix{}, fmt.Errorf("lease key %q: %q is not a prefix length", key, bits)
+	}
+	p := netip.PrefixFrom(a, n)
+	if p.Masked() != p {
+		return netip.Prefix{}, fmt.Errorf("lease key %q has host bits set: the subnet would be %v", key, p.Masked())
+	}
+	return p, nil
+}
+
+// attrsJSON is the value of a lease as every daemon of the field writes it.
+type attrsJSON struct {
+	PublicIP    string
+	BackendType string          `json:",omitempty"`
+	BackendData json.RawMessage `json:",omitempty"`
+}
+
+// EncodeAttrs writes the value of a lease.
+func EncodeAttrs(a Attrs) (string, error) {
+	b, err := json.Marshal(attrsJSON{a.PublicIP.String(), a.BackendType, a.BackendData})
+	if err != nil {
+		return "", fmt.Errorf("encoding the lease of %v: %w", a.PublicIP, err)
+	}
+	return string(b), nil
+}
+
+// DecodeAttrs reads the value of a lease. The BackendData comes back compact,
+// so that two spellings of one object compare equal; its content is for the
+// backend to judge.
+func DecodeAttrs(value string) (Attrs, error) {
+	var v attrsJSON
+	if err := json.Unmarshal([]byte(value), &v); err != nil {
+		return Attrs{}, fmt.Errorf("lease value is not the expected JSON: %w", err)
+	}
+	ip, err := netip.ParseAddr(v.PublicIP)
+	if err != nil || !ip.Is4() {
+		return Attrs{}, fmt.Errorf("lease value: PublicIP %q is not an IPv4 address", v.PublicIP)
+	}
+	if !ip.IsGlobalUnicast() && !ip.IsLinkLocalUnicast() {
+		return Attrs{}, fmt.Errorf("lease value: PublicIP %v is not an address a host can be reached at", ip)
+	}
+	a := Attrs{PublicIP: ip, BackendType: v.BackendType}
+	if a.BackendType == "" {
+		a.BackendType = "udp"
+	}
+	if len(v.BackendData) > 0 && string(v.BackendData) != "null" {
+		var compact bytes.Buffer
+		if err := json.Compact(&compact, v.BackendData); err != nil {
+			return Attrs{}, fmt.Errorf("lease value: BackendData: %w", err)
+		}
+		a.BackendData = compact.Bytes()
+	}
+	return a, nil
+}

@@ -1,0 +1,71 @@
+package subnet
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// What a Store's methods return apart from the errors of their own transport,
+// which another try may mend. Test with errors.Is.
+var (
+	// ErrNotFound: the entry is not in the store.
+	ErrNotFound = errors.New("not in the store")
+	// ErrConflict: the entry was created or written by somebody else meanwhile.
+	ErrConflict = errors.New("written by somebody else meanwhile")
+	// ErrWatchLost: events may have been missed, so List has to be asked again.
+	ErrWatchLost = errors.New("no longer being watched from where it was left")
+)
+
+// Entry is one lease, or the network config, as the store has it: unread.
+type Entry struct {
+	// Key is the last element of the entry's name, see FormatKey.
+	Key string
+	// Value is the text that was written.
+	Value string
+	// Expires is when the store drops the entry, on this host's clock; zero
+	// when it never does.
+	Expires time.Time
+	// Revision is the store's version of the entry.
+	Revision uint64
+}
+
+// Event is one change to a lease. Of a deleted one only the Key counts.
+type Event struct {
+	Entry
+	Deleted bool
+}
+
+// Watcher reports the changes to leases, in order, none left out.
+type Watcher interface {
+	// Next waits for the next change or changes. ErrWatchLost says that some
+	// may have been missed; the Watcher is then of no more use.
+	Next() ([]Event, error)
+}
+
+// Store is the shared store, holding one network config and the leases under
+// one prefix. Each write that claims a subnet is atomic in the store itself, so
+// that of two hosts that race one wins and the other gets ErrConflict.
+// Implementations are safe for concurrent use.
+type Store interface {
+	// Config returns the network config, or ErrNotFound. Either way revision
+	// is the version that AwaitConfig continues from.
+	Config(ctx context.Context) (value string, revision uint64, err error)
+	// AwaitConfig waits until the config may have been written or deleted since
+	// revision.
+	AwaitConfig(ctx context.Context, revision uint64) error
+
+	// List returns all leases, and the version that Watch continues from.
+	List(ctx context.Context) (entries []Entry, revision uint64, err error)
+	// Watch reports all changes since revision until ctx ends.
+	Watch(ctx context.Context, revision uint64) Watcher
+
+	// Create writes an entry that must not exist: ErrConflict when it does. A
+	// ttl of 0 means that it never expires.
+	Create(ctx context.Context, key, value string, ttl time.Duration) (Entry, error)
+	// Update replaces an entry of just this revision: ErrConflict when it has
+	// another by now, ErrNotFound when it is gone.
+	Update(ctx context.Context, key string, revision uint64, value string, ttl time.Duration) (Entry, error)
+	// Delete removes an entry of just this revision, with the errors of Update.
+	Delete(ctx context.Context, key string, revision uint64) error
+}
