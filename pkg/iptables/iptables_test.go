@@ -1,0 +1,286 @@
+package iptables
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// fake is a Tables whose listings and failures the test decides, and the
+// commands it was asked to run.
+type fake struct {
+	Tables
+	commands []string
+	listing  func() (string, error)
+	restored func(script string) error
+}
+
+func newFake() *fake {
+	f := &fake{}
+	f.list = []string{"iptables", "-w"}
+	f.restore = []string{"iptables-restore", "--noflush", "-w"}
+	f.listing = func() (string, error) { return rightTable, nil }
+	f.restored = func(string) error { return nil }
+	f.output = func(ctx context.Context, stdin string, argv []string) (string, error) {
+		f.commands = append(f.commands, strings.Join(argv, " "))
+		if argv[0] == "iptables" {
+			return f.listing()
+		}
+		return "", f.restored(stdin)
+	}
+	return f
+}
+
+// Every five seconds on every host: it has to be cheap.
+func TestNothingWrongIsOneProcessPerTable(t *testing.T) {
+	f := newFake()
+	chains := append([]Chain{{Table: "filter", Name: "GONE", Absent: true}}, testChains...)
+	if changes, err := f.Sync(chains); err != nil || len(changes) > 0 {
+		t.Errorf("changed %q, error %v", changes, err)
+	}
+	if got, want := strings.Join(f.commands, "; "), "iptables -w -t filter -S; iptables -w -t nat -S"; got != want {
+		t.Errorf("ran %s, want %s", got, want)
+	}
+}
+
+// A change by somebody else between look and change makes the change fail
+// whole; then it is worked out anew.
+func TestLooksAgainWhenOthersWereQuicker(t *testing.T) {
+	f := newFake()
+	text := strings.Replace(rightTable, "-A OUTPUT -j MORE\n", "-A OUTPUT -j MORE\n-A OUTPUT -j MORE\n", 1)
+	f.listing = func() (string, error) { return text, nil }
+	f.restored = func(string) error { text = rightTable; return errors.New("line 2 failed") }
+	if changes, err := f.Sync(testChains); err != nil || len(changes) > 0 {
+		t.Errorf("changed %q, error %v", changes, err)
+	}
+}
+
+func TestErrorsSayWhat(t *testing.T) {
+	damaged := strings.Replace(rightTable, "-A OURS -j RETURN\n", "", 1)
+
+	f := newFake()
+	f.listing = func() (string, error) { return damaged, nil }
+	f.restored = func(string) error { return errors.New("no such target") }
+	_, err := f.Sync(testChains)
+	if want := "changing the iptables table nat (nat: chain OURS: put in the 1 rule missing): no such target"; err == nil || err.Error() != want {
+		t.Errorf("error %v, want %s", err, want)
+	}
+
+	// A rule that iptables prints in another form than given would otherwise
+	// be changed every five seconds without a word.
+	f = newFake()
+	f.listing = func() (string, error) { return damaged, nil }
+	_, err = f.Sync(testChains)
+	if err == nil || !strings.Contains(err.Error(), "is wrong again right after it was put right") {
+		t.Errorf("error %v", err)
+	}
+
+	// One table that cannot be read does not keep the other from being put right.
+	f = newFake()
+	text := damaged
+	f.output = func(ctx context.Context, stdin string, argv []string) (string, error) {
+		switch {
+		case argv[0] == "iptables-restore":
+			text = rightTable
+			return "", nil
+		case strings.Contains(strings.Join(argv, " "), "filter"):
+			return "", errors.New("not supported")
+		}
+		return text, nil
+	}
+	changes, err := f.Sync(append([]Chain{{Table: "filter", Name: "GONE", Absent: true}}, testChains...))
+	if want := "listing the iptables table filter: not supported"; err == nil || err.Error() != want {
+		t.Errorf("error %v, want %s", err, want)
+	}
+	if len(changes) != 1 || text != rightTable {
+		t.Errorf("changes to the other table: %q", changes)
+	}
+}
+
+func TestRun(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFake()
+		calls := 0
+		f.listing = func() (string, error) {
+			if calls++; calls == 2 {
+				return "", errors.New("busy")
+			}
+			return rightTable, nil
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		start := time.Now()
+		var reports []string
+		err := f.Run(ctx, testChains, 5*time.Second, func(err error) {
+			report := time.Since(start).String() + " fine"
+			if err != nil {
+				report = time.Since(start).String() + " " + err.Error()
+			}
+			if reports = append(reports, report); len(reports) == 3 {
+				cancel()
+			}
+		})
+		if err != nil {
+			t.Errorf("Run: %v", err)
+		}
+		if got, want := strings.Join(reports, "; "), "0s fine; 5s listing the iptables table nat: busy; 10s fine"; got != want {
+			t.Errorf("reports %s, want %s", got, want)
+		}
+
+		// An interval of 0 is once.
+		f = newFake()
+		ctx, cancel = context.WithCancel(context.Background())
+		go func() { time.Sleep(time.Hour); cancel() }()
+		n := 0
+		if err := f.Run(ctx, testChains, 0, func(error) { n++ }); err != nil || n != 1 {
+			t.Errorf("with interval 0: %d reports, error %v", n, err)
+		}
+	})
+}
+
+func TestOutput(t *testing.T) {
+	text, err := output(context.Background(), "in\n", []string{"cat"})
+	if text != "in\n" || err != nil {
+		t.Errorf("%q, %v", text, err)
+	}
+	_, err = output(context.Background(), "", []string{"sh", "-c", "echo two >&2; echo lines >&2; exit 4"})
+	if want := "sh: exit status 4: two lines"; err == nil || err.Error() != want {
+		t.Errorf("error %v, want %s", err, want)
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), 50*time.Millisecond)
+	defer cancel()
+	_, err = output(ctx, "", []string{"sleep", "60"})
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("error %v", err)
+	}
+}
+
+func TestNewWithout(t *testing.T) {
+	dir := t.TempDir()
+	_, err := NewWith(filepath.Join(dir, "iptables"))
+	if err == nil || !strings.Contains(err.Error(), "install the package iptables") {
+		t.Errorf("without iptables: %v", err)
+	}
+	if err := os.WriteFile(filepath.Join(dir, "iptables"), []byte("#!/bin/sh\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	_, err = NewWith(filepath.Join(dir, "iptables"))
+	if err == nil || !strings.Contains(err.Error(), "iptables-restore, which belongs beside") {
+		t.Errorf("without iptables-restore: %v", err)
+	}
+}
+
+// The options differ by version: what waits for the lock, and --random-fully.
+func TestVersions(t *testing.T) {
+	for _, test := range []struct {
+		version, list, restore string
+		randomFully            bool
+	}{
+		{"v1.4.7", "-t nat -S", "--noflush", false},
+		{"v1.4.21", "-w -t nat -S", "--noflush", false},
+		{"v1.6.2", "-w -t nat -S", "--noflush -w", true},
+		{"v1.8.9 (nf_tables)", "-w -t nat -S", "--noflush -w", true},
+	} {
+		dir := t.TempDir()
+		for _, name := range []string{"iptables", "iptables-restore"} {
+			script := "#!/bin/sh\necho 'iptables " + test.version + "'\n"
+			if err := os.WriteFile(filepath.Join(dir, name), []byte(script), 0o755); err != nil {
+				t.Fatal(err)
+			}
+		}
+		tables, err := NewWith(filepath.Join(dir, "iptables"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		list, restore := strings.Join(tables.listing("nat")[1:], " "), strings.Join(tables.restore[1:], " ")
+		if list != test.list || restore != test.restore || tables.RandomFully() != test.randomFully {
+			t.Errorf("%s: lists with %q, restores with %q, random fully %v", test.version, list, restore, tables.RandomFully())
+		}
+	}
+}
+
+// TestNoGap states the property that traffic depends on: while things are put
+// right, nobody ever sees one of our rules or the jump missing.
+func TestNoGap(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("needs root to make a network namespace")
+	}
+	programs := 0
+	for _, program := range []string{"iptables-nft", "iptables-legacy"} {
+		if _, err := exec.LookPath(program); err != nil {
+			continue
+		}
+		programs++
+		t.Run(program, func(t *testing.T) {
+			// The threads are never given back, so that they and the namespace
+			// end with the test.
+			runtime.LockOSThread()
+			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+				t.Skipf("cannot make a network namespace: %v", err)
+			}
+			namespace, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer unix.Close(namespace)
+			tables, err := NewWith(program)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if _, err := tables.Sync(testChains); err != nil {
+				t.Fatal(err)
+			}
+
+			var stop atomic.Bool
+			watched := make(chan string, 1)
+			go func() {
+				runtime.LockOSThread()
+				if err := unix.Setns(namespace, unix.CLONE_NEWNET); err != nil {
+					watched <- "entering the namespace: " + err.Error()
+					return
+				}
+				for !stop.Load() {
+					text, err := tables.command(context.Background(), "", tables.listing("nat"))
+					if err != nil {
+						watched <- err.Error()
+						return
+					}
+					for _, want := range []string{"-A POSTROUTING -j OURS", "-A OURS -s 10.1.0.0/16 -j ACCEPT", "-A OURS -j RETURN", "-A OUTPUT -j MORE", "-A MORE -j ACCEPT"} {
+						if !strings.Contains(text, want+"\n") {
+							watched <- "for a moment there was no " + want + " in\n" + text
+							return
+						}
+					}
+				}
+				watched <- ""
+			}()
+			for range 25 {
+				script := "*nat\n-I OURS -s 192.0.2.1/32 -j RETURN\n-I POSTROUTING -s 192.0.2.1/32 -j RETURN\n-A OUTPUT -j MORE\nCOMMIT\n"
+				if _, err := tables.command(context.Background(), script, tables.restore); err != nil {
+					t.Error(err)
+					break
+				}
+				if changes, err := tables.Sync(testChains); err != nil || len(changes) != 3 {
+					t.Errorf("changed %q, error %v", changes, err)
+					break
+				}
+			}
+			stop.Store(true)
+			if said := <-watched; said != "" {
+				t.Error(said)
+			}
+		})
+	}
+	if programs == 0 {
+		t.Skip("needs iptables-nft or iptables-legacy (package iptables)")
+	}
+}
