@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"k8s.io/klog/v2"
+
+	"flanneld/pkg/prefix"
 )
 
 // Remembered is what a host still knows of the subnet it had when it last ran.
@@ -43,19 +45,16 @@ func Acquire(ctx context.Context, store Store, config Config, own Attrs, last Re
 	if err != nil {
 		return Lease{}, err
 	}
-	a := acquisition{store: store, config: config, own: own, value: value, last: last}
+	a := acquisition{store: store, config: config, own: own, value: value, last: last, said: map[string]bool{}}
 	wait := newBackOff()
-	for full := false; ; {
+	for {
 		lease, err := a.once(ctx)
 		var none noFreeSubnet
 		switch {
 		case err == nil:
 			return lease, nil
 		case errors.As(err, &none):
-			if !full {
-				klog.Errorf("No subnet for this host yet: %v", err)
-			}
-			full = true
+			a.say("No subnet for this host yet: %v", err)
 			err = sleep(ctx, wait.NextBackOff())
 		case errors.Is(err, ErrConflict) || errors.Is(err, ErrNotFound):
 			err = nil // somebody was faster; look again
@@ -72,6 +71,15 @@ type acquisition struct {
 	own    Attrs
 	value  string
 	last   Remembered
+	said   map[string]bool
+}
+
+// say logs what is found on the way, once, however many tries there are.
+func (a acquisition) say(format string, args ...any) {
+	if text := fmt.Sprintf(format, args...); !a.said[text] {
+		a.said[text] = true
+		klog.Warning(text)
+	}
 }
 
 type noFreeSubnet struct{ config Config }
@@ -96,7 +104,9 @@ func (a acquisition) once(ctx context.Context) (Lease, error) {
 				continue
 			}
 		}
-		leases = append(leases, l)
+		if l.PublicIP == a.own.PublicIP || prefix.Contains(a.config.Network, l.Subnet) {
+			leases = append(leases, l) // what lies outside the network is in nobody's way
+		}
 	}
 	if mine, ok, err := a.mine(ctx, leases); err != nil {
 		return Lease{}, err
@@ -121,7 +131,7 @@ func (a acquisition) mine(ctx context.Context, leases []Lease) (mine Lease, ok b
 		switch {
 		case l.PublicIP != a.own.PublicIP:
 		case !a.config.Fits(l.Subnet):
-			klog.Warningf("Removing this host's lease of %v, which is none of the network's subnets any more (%v)", l.Subnet, a.config)
+			a.say("Removing this host's lease of %v, which is none of the network's subnets any more (%v)", l.Subnet, a.config)
 			if err := a.store.Delete(ctx, FormatKey(l.Subnet), l.Revision); err != nil {
 				return Lease{}, false, err
 			}
@@ -140,7 +150,7 @@ func (a acquisition) again(ctx context.Context, leases []Lease) (Lease, error) {
 		return Lease{}, nil
 	}
 	if !a.config.Fits(subnet) {
-		klog.Infof("The subnet in the subnet file, %v, is none of the network's subnets (%v)", subnet, a.config)
+		a.say("The subnet in the subnet file, %v, is none of the network's subnets (%v)", subnet, a.config)
 		return Lease{}, nil
 	}
 	for _, l := range leases {
@@ -150,7 +160,7 @@ func (a acquisition) again(ctx context.Context, leases []Lease) (Lease, error) {
 			klog.Infof("Taking over the lease of %v: it is this host's own, from when its address was %v", subnet, l.PublicIP)
 			return a.take(ctx, l)
 		default:
-			klog.Infof("The subnet in the subnet file, %v, is not free: %v", subnet, l)
+			a.say("The subnet in the subnet file, %v, is not free: %v", subnet, l)
 			return Lease{}, nil
 		}
 	}

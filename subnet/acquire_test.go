@@ -77,6 +77,7 @@ func TestAcquire(t *testing.T) {
 		"own address changed, reservation":       {there: []entry{{"10.1.6.0-24", oldIP, reserved}}, file: "10.1.6.0/24", lastIP: oldIP, want: "10.1.6.0/24", reserved: true},
 		"own address changed, new holder has it": {there: []entry{{"10.1.6.0-24", oldIP, day}}, file: "10.1.6.0/24", lastIP: oldIP, changed: true, kept: "10.1.6.0-24"},
 		"own address changed, a stranger's now":  {there: []entry{{"10.1.6.0-24", otherIP, day}}, file: "10.1.6.0/24", lastIP: oldIP, kept: "10.1.6.0-24"},
+		"all taken by one outside the network":   {there: []entry{{"0.0.0.0-0", otherIP, day}, {"10.0.0.0-15", otherIP, day}}, file: "10.1.6.0/24", want: "10.1.6.0/24"},
 		"nothing known":                          {there: []entry{{"10.1.6.0-24", otherIP, day}}, kept: "10.1.6.0-24"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -229,7 +230,9 @@ func TestAcquireNeverOverlaps(t *testing.T) {
 			if r.IntN(3) > 0 {
 				p = netip.PrefixFrom(p.Addr(), max(p.Bits(), 26)).Masked()
 			}
-			there = append(there, p)
+			if c.Network.Bits() <= p.Bits() { // what takes in the network is outside it
+				there = append(there, p)
+			}
 			store.Put(subnet.FormatKey(p), value(fmt.Sprintf("172.30.0.%d", i+1)), 0)
 		}
 		free := func(p netip.Prefix) bool {

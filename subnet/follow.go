@@ -2,7 +2,6 @@ package subnet
 
 import (
 	"context"
-	"errors"
 	"slices"
 
 	"k8s.io/klog/v2"
@@ -79,9 +78,12 @@ func Follow(ctx context.Context, store Store, publish func([]Lease)) error {
 
 // Decode reads an entry.
 func (e Entry) Decode() (Lease, error) {
-	subnet, keyErr := ParseKey(e.Key)
-	attrs, valueErr := DecodeAttrs(e.Value)
-	if err := errors.Join(keyErr, valueErr); err != nil {
+	subnet, err := ParseKey(e.Key)
+	if err != nil {
+		return Lease{}, err
+	}
+	attrs, err := DecodeAttrs(e.Value)
+	if err != nil {
 		return Lease{}, err
 	}
 	return Lease{Subnet: subnet, Attrs: attrs, Expires: e.Expires, Revision: e.Revision}, nil

@@ -3,6 +3,7 @@ package subnet
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strconv"
@@ -64,19 +65,19 @@ func FormatKey(subnet netip.Prefix) string {
 func ParseKey(key string) (netip.Prefix, error) {
 	addr, bits, ok := strings.Cut(key, "-")
 	if !ok {
-		return netip.Prefix{}, fmt.Errorf("lease key %q is not of the form <a.b.c.d>-<length>", key)
+		return netip.Prefix{}, errors.New("the key is not of the form <a.b.c.d>-<length>")
 	}
 	a, err := netip.ParseAddr(addr)
 	if err != nil || !a.Is4() {
-		return netip.Prefix{}, fmt.Errorf("lease key %q: %q is not an IPv4 address", key, addr)
+		return netip.Prefix{}, errors.New("the key does not begin with an IPv4 address")
 	}
 	n, err := strconv.Atoi(bits)
 	if err != nil || n < 0 || n > 32 || strconv.Itoa(n) != bits {
-		return netip.Prefix{}, fmt.Errorf("lease key %q: %q is not a prefix length", key, bits)
+		return netip.Prefix{}, errors.New("the key does not end with a prefix length")
 	}
 	p := netip.PrefixFrom(a, n)
 	if p.Masked() != p {
-		return netip.Prefix{}, fmt.Errorf("lease key %q has host bits set: the subnet would be %v", key, p.Masked())
+		return netip.Prefix{}, fmt.Errorf("the key has host bits set: the subnet would be %v", p.Masked())
 	}
 	return p, nil
 }
@@ -103,14 +104,14 @@ func EncodeAttrs(a Attrs) (string, error) {
 func DecodeAttrs(value string) (Attrs, error) {
 	var v attrsJSON
 	if err := json.Unmarshal([]byte(value), &v); err != nil {
-		return Attrs{}, fmt.Errorf("lease value is not the expected JSON: %w", err)
+		return Attrs{}, fmt.Errorf("the value is not the expected JSON: %w", err)
 	}
 	ip, err := netip.ParseAddr(v.PublicIP)
 	if err != nil || !ip.Is4() {
-		return Attrs{}, fmt.Errorf("lease value: PublicIP %q is not an IPv4 address", v.PublicIP)
+		return Attrs{}, fmt.Errorf("its PublicIP %q is not an IPv4 address", v.PublicIP)
 	}
 	if !ip.IsGlobalUnicast() && !ip.IsLinkLocalUnicast() {
-		return Attrs{}, fmt.Errorf("lease value: PublicIP %v is not an address a host can be reached at", ip)
+		return Attrs{}, fmt.Errorf("its PublicIP %v is not an address a host can be reached at", ip)
 	}
 	a := Attrs{PublicIP: ip, BackendType: v.BackendType}
 	if a.BackendType == "" {
@@ -119,7 +120,7 @@ func DecodeAttrs(value string) (Attrs, error) {
 	if len(v.BackendData) > 0 && string(v.BackendData) != "null" {
 		var compact bytes.Buffer
 		if err := json.Compact(&compact, v.BackendData); err != nil {
-			return Attrs{}, fmt.Errorf("lease value: BackendData: %w", err)
+			return Attrs{}, fmt.Errorf("its BackendData: %w", err)
 		}
 		a.BackendData = compact.Bytes()
 	}
