@@ -47,11 +47,12 @@ func (p *patient) Config(ctx context.Context) (value string, revision uint64, er
 }
 
 func (p *patient) AwaitConfig(ctx context.Context, revision uint64) error {
-	err := p.store.AwaitConfig(ctx, revision)
-	if err != nil && ctx.Err() == nil {
-		return nil // the caller reads the config again, with all patience
+	if err := p.store.AwaitConfig(ctx, revision); err != nil {
+		// The caller reads the config again, with all patience; but not in a
+		// busy loop, should only watching fail.
+		return sleep(ctx, firstRetry)
 	}
-	return ctx.Err()
+	return nil
 }
 
 func (p *patient) List(ctx context.Context) (entries []Entry, revision uint64, err error) {

@@ -1,0 +1,118 @@
+package kernel
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+)
+
+// ensureDevice makes the device what d says and removes those of the devices
+// given, all ours, that d is not. It returns the index of the device, 0 where
+// d is nil or somebody else has yet to make it, and whether it changed anything
+// that may have taken routes with it.
+func (t *table) ensureDevice(d *Device, mine []netlink.Link) (index int, changed bool, err error) {
+	var there netlink.Link
+	for _, l := range mine {
+		if d != nil && l.Attrs().Name == d.Name && rightShape(l, d.VXLAN) {
+			there = l
+			continue
+		}
+		klog.Infof("Removing the device %s, which is not what it ought to be", l.Attrs().Name)
+		if err := t.handle.LinkDel(l); gone(err) != nil {
+			return 0, changed, fmt.Errorf("removing the device %s: %w", l.Attrs().Name, err)
+		}
+		changed = true
+	}
+	switch {
+	case d == nil:
+		return 0, changed, nil
+	case there == nil && d.VXLAN == nil:
+		return 0, changed, nil
+	case there == nil:
+		if there, err = t.makeVXLAN(d); err != nil {
+			return 0, changed, err
+		}
+		changed = true
+	}
+	index = there.Attrs().Index
+	t.names[index] = d.Name
+	configured, err := t.configure(d, there)
+	return index, changed || configured, err
+}
+
+// rightShape reports whether all that cannot be changed on a device is right.
+func rightShape(l netlink.Link, want *VXLAN) bool {
+	if want == nil {
+		return kindOf(l) == "tun"
+	}
+	v, ok := l.(*netlink.Vxlan)
+	return ok && v.VxlanId == want.VNI && v.Port == want.Port && v.VtepDevIndex == want.Link &&
+		v.SrcAddr.Equal(want.Source.AsSlice()) && v.GBP == want.GBP && v.Group == nil &&
+		!v.Learning && !v.L2miss && !v.L3miss && !v.Proxy && !v.FlowBased
+}
+
+func (t *table) makeVXLAN(d *Device) (netlink.Link, error) {
+	v := d.VXLAN
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU, attrs.HardwareAddr = d.Name, d.MTU, v.MAC[:]
+	err := t.handle.LinkAdd(&netlink.Vxlan{
+		LinkAttrs: attrs, VxlanId: v.VNI, Port: v.Port, VtepDevIndex: v.Link, SrcAddr: v.Source.AsSlice(), GBP: v.GBP,
+		Learning: false, // the kernel's default is on
+	})
+	switch {
+	case errors.Is(err, unix.EOPNOTSUPP):
+		err = fmt.Errorf("%w: this kernel has no VXLAN; try `modprobe vxlan`", err)
+	case errors.Is(err, unix.EEXIST):
+		err = fmt.Errorf("%w: another VXLAN device on this host has VNI %d and port %d; remove it or choose another VNI", err, v.VNI, v.Port)
+	case errors.Is(err, unix.EPERM):
+		err = fmt.Errorf("%w: flanneld needs the capability NET_ADMIN", err)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("making the VXLAN device %s: %w", d.Name, err)
+	}
+	klog.Infof("Made the VXLAN device %s", d.Name)
+	l, err := t.handle.LinkByName(d.Name)
+	return l, because(err, "looking for the device %s just made", d.Name)
+}
+
+// configure sets what can be changed on a device and reports whether anything
+// had to be.
+func (t *table) configure(d *Device, l netlink.Link) (changed bool, err error) {
+	set := func(what string, f func() error) {
+		if err == nil {
+			changed = true
+			err = because(f(), "setting the %s of the device %s", what, d.Name)
+		}
+	}
+	a := l.Attrs()
+	if d.VXLAN != nil && macOf(a.HardwareAddr) != d.VXLAN.MAC {
+		set("MAC", func() error { return t.handle.LinkSetHardwareAddr(l, d.VXLAN.MAC[:]) })
+	}
+	if a.MTU != d.MTU {
+		set("MTU", func() error { return t.handle.LinkSetMTU(l, d.MTU) })
+	}
+	addrs, lerr := t.handle.AddrList(l, netlink.FAMILY_V4)
+	if lerr != nil {
+		return changed, fmt.Errorf("reading the addresses of the device %s: %w", d.Name, lerr)
+	}
+	want := &net.IPNet{IP: d.Addr.AsSlice(), Mask: net.CIDRMask(32, 32)}
+	// Peer is nil where the kernel names the address itself as the peer.
+	right := func(a netlink.Addr) bool { return a.IPNet.String() == want.String() && a.Peer == nil }
+	if !slices.ContainsFunc(addrs, right) {
+		set("address", func() error { return t.handle.AddrReplace(l, &netlink.Addr{IPNet: want}) })
+	}
+	for _, addr := range addrs { // after the new one is there: without any, routes would go
+		if !right(addr) {
+			set("address", func() error { return t.handle.AddrDel(l, &addr) })
+		}
+	}
+	if a.Flags&net.FlagUp == 0 {
+		set("state", func() error { return t.handle.LinkSetUp(l) })
+	}
+	return changed, err
+}

@@ -1,0 +1,63 @@
+package kernel
+
+import (
+	"net/netip"
+	"slices"
+)
+
+// Host is what the kernel's main table says of the world without the routes
+// that are ours: enough to tell which addresses share a link with this host.
+// The zero value knows no route.
+type Host struct {
+	routes map[netip.Prefix]HostRoute
+	bits   []int // the lengths among routes, longest first
+}
+
+// HostRoute is a route of the host's own, as far as it matters to Host.
+type HostRoute struct {
+	Dst netip.Prefix
+	// Dev names the interface; it is empty where there is none or several.
+	Dev string
+	// OnLink says that there is no gateway in between.
+	OnLink bool
+	Metric int
+}
+
+// NewHost is a Host with these routes. Plans get theirs from Run; this is for
+// their tests.
+func NewHost(routes ...HostRoute) Host {
+	var h Host
+	for _, r := range routes {
+		h.add(r)
+	}
+	return h
+}
+
+// add takes a route into account. Of several to one destination the kernel uses
+// the one of lowest metric.
+func (h *Host) add(r HostRoute) {
+	if h.routes == nil {
+		h.routes = map[netip.Prefix]HostRoute{}
+	}
+	if old, ok := h.routes[r.Dst]; ok && old.Metric <= r.Metric {
+		return
+	}
+	h.routes[r.Dst] = r
+	i, ok := slices.BinarySearchFunc(h.bits, r.Dst.Bits(), func(a, b int) int { return b - a })
+	if !ok {
+		h.bits = slices.Insert(h.bits, i, r.Dst.Bits())
+	}
+}
+
+// OnLink reports whether addr is on the link of the interface dev: whether the
+// host's own routes send packets for it out of dev without a gateway.
+func (h Host) OnLink(addr netip.Addr, dev string) bool {
+	for _, n := range h.bits {
+		if p, err := addr.Prefix(n); err == nil {
+			if r, ok := h.routes[p]; ok {
+				return r.OnLink && r.Dev == dev
+			}
+		}
+	}
+	return false
+}

@@ -1,0 +1,207 @@
+package kernel
+
+import (
+	"context"
+	"fmt"
+	"sync/atomic"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
+)
+
+const (
+	// settle is the least time between two comparisons. Changes come in
+	// bursts, our own writes among them, which netlink reports back to us.
+	settle = 20 * time.Millisecond
+	// settleShare keeps comparisons of large tables from taking all of a core:
+	// the pause is this many times what the last one took.
+	settleShare = 4
+	// compareEvery is for what netlink might not have told.
+	compareEvery = time.Minute
+)
+
+// Plan works out the state from the caller's input and the host's own routes.
+// It has no side effects. What of the input cannot be turned into state it
+// leaves out and returns as faults, which are logged once each.
+type Plan[T any] func(input T, host Host) (want State, faults []error)
+
+// Run keeps the kernel at the state that plan works out from the latest input,
+// from the first input until ctx ends; then it returns nil and leaves the state
+// in place.
+//
+// It calls synced after each comparison, with one error for each entry that
+// could not be programmed and will be tried again with back-off. Each error is
+// logged when it first appears. Run itself fails only when netlink does, or
+// when it cannot set up the State's device to begin with.
+func Run[T any](ctx context.Context, owner Owner, inputs <-chan T, plan Plan[T], synced func(failed []error)) error {
+	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("opening a netlink socket: %w", err)
+	}
+	defer handle.Close()
+	// Both sockets are opened here, not on a goroutine, as they belong to the
+	// network namespace of the thread that opens them.
+	notices, err := subscribe()
+	if err != nil {
+		return err
+	}
+	r := reconciler[T]{table: table{owner: owner, handle: handle}, plan: plan}
+
+	var input T
+	select {
+	case <-ctx.Done():
+		notices.Close()
+		return nil
+	case input = <-inputs:
+	}
+
+	g, ctx := errgroup.WithContext(ctx)
+	dirty := make(chan struct{}, 1)
+	g.Go(func() error {
+		return watch(ctx, notices, &r.device, func() {
+			select {
+			case dirty <- struct{}{}:
+			default:
+			}
+		})
+	})
+	g.Go(func() error {
+		retry := backoff.NewExponentialBackOff()
+		retry.InitialInterval, retry.MaxInterval = 500*time.Millisecond, 30*time.Second
+		for first := true; ; first = false {
+			begin := time.Now()
+			failed, err := r.compare(input)
+			if first && err != nil {
+				return err
+			}
+			synced(failed)
+			took := time.Since(begin)
+
+			next := compareEvery
+			if len(failed) > 0 {
+				next = retry.NextBackOff()
+			} else {
+				retry.Reset()
+			}
+			again := time.NewTimer(next)
+			select {
+			case <-ctx.Done():
+				again.Stop()
+				return nil
+			case input = <-inputs:
+			case <-dirty:
+			case <-again.C:
+			}
+			again.Stop()
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(max(settle, settleShare*took) - time.Since(begin)):
+			}
+			// Take what has come meanwhile into the same comparison.
+			select {
+			case input = <-inputs:
+			default:
+			}
+			select {
+			case <-dirty:
+			default:
+			}
+		}
+	})
+	return g.Wait()
+}
+
+type reconciler[T any] struct {
+	table
+	plan   Plan[T]
+	device atomic.Int64 // index of the State's device, for watch
+	said   map[string]bool
+}
+
+// compare makes one comparison and puts right what is wrong. Besides what has
+// failed, it returns the error of the device alone, which is among them.
+func (r *reconciler[T]) compare(input T) (failed []error, deviceErr error) {
+	faults, failed, deviceErr := r.attempt(input)
+	saying := map[string]bool{}
+	for _, err := range faults {
+		if text := err.Error(); !saying[text] {
+			saying[text] = true
+			if !r.said[text] {
+				klog.Warning(text)
+			}
+		}
+	}
+	for _, err := range failed {
+		if text := err.Error(); !saying[text] {
+			saying[text] = true
+			if !r.said[text] {
+				klog.Errorf("%s; trying again", text)
+			}
+		}
+	}
+	r.said = saying
+	return failed, deviceErr
+}
+
+func (r *reconciler[T]) attempt(input T) (faults, failed []error, deviceErr error) {
+	mine, err := r.readLinks()
+	if err != nil {
+		return nil, []error{err}, nil
+	}
+	have, host, err := r.readRoutes()
+	if err != nil {
+		return nil, []error{err}, nil
+	}
+	want, faults := r.plan(input, host)
+
+	index, changed, deviceErr := r.ensureDevice(want.Device, mine)
+	r.device.Store(int64(index))
+	if deviceErr != nil {
+		failed = append(failed, deviceErr)
+	}
+	if changed { // and routes may have gone with it
+		if have, _, err = r.readRoutes(); err != nil {
+			return faults, append(failed, err), deviceErr
+		}
+	}
+	if index != 0 {
+		if err := r.readEntries(&have, index); err != nil {
+			return faults, append(failed, err), deviceErr
+		}
+	} else if want.Device != nil {
+		if deviceErr == nil {
+			failed = append(failed, fmt.Errorf("the device %s is not there yet", want.Device.Name))
+		}
+		want.Routes, want.Neighbours, want.FDB = without(want.Routes, want.Device.Name), nil, nil
+	}
+	counts := map[op]int{}
+	for _, c := range diff(want, have) {
+		if err := r.apply(c, index); err != nil {
+			failed = append(failed, err)
+			continue
+		}
+		counts[c.op]++
+		klog.V(2).Infof("%v", c)
+	}
+	if len(counts) > 0 {
+		klog.V(1).Infof("Changed in the kernel: %d routes set and %d deleted, %d neighbours and %d, %d FDB entries and %d",
+			counts[setRoute], counts[delRoute], counts[setNeigh], counts[delNeigh], counts[setFDB], counts[clearFDB]+counts[delFDB])
+	}
+	return faults, failed, deviceErr
+}
+
+// without leaves out the routes on a device that is not there.
+func without(routes []Route, dev string) []Route {
+	var rest []Route
+	for _, r := range routes {
+		if r.Dev != dev {
+			rest = append(rest, r)
+		}
+	}
+	return rest
+}
