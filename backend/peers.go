@@ -1,0 +1,50 @@
+package backend
+
+import (
+	"fmt"
+	"net/netip"
+	"regexp"
+
+	"flanneld/pkg/kernel"
+	"flanneld/pkg/prefix"
+	"flanneld/subnet"
+)
+
+// Owner marks what backends put in the kernel. All of them share it, so that
+// each clears away what another left there in an earlier run. The protocol
+// number is one that iproute2's rt_protos names nobody for.
+var Owner = kernel.Owner{Protocol: 102, Device: ownDevice}
+
+var vxlanName = regexp.MustCompile(`^flannel\.[0-9]+$`)
+
+// TUNName is the device of the udp backend.
+const TUNName = "flannel0"
+
+func ownDevice(name, kind string) bool {
+	return kind == "vxlan" && vxlanName.MatchString(name) || kind == "tun" && name == TUNName
+}
+
+// Peers picks from all leases those that this host can exchange traffic with
+// through the backend of the given type, its own not among them. For each one
+// left out for a reason that an operator should know there is a fault.
+func Peers(host Host, backendType string, own netip.Prefix, leases []subnet.Lease) (peers []subnet.Lease, faults []error) {
+	leaveOut := func(l subnet.Lease, format string, args ...any) {
+		faults = append(faults, fmt.Errorf("Leaving out the lease of %v: "+format, append([]any{l}, args...)...))
+	}
+	for _, l := range leases {
+		switch {
+		case l.Subnet == own:
+		case !prefix.Contains(host.Network, l.Subnet):
+			leaveOut(l, "it lies outside the network %v", host.Network)
+		case l.Subnet.Overlaps(own):
+			leaveOut(l, "it overlaps this host's own subnet %v", own)
+		case l.PublicIP == host.PublicIP:
+			leaveOut(l, "it bears this host's own address, but this host uses %v", own)
+		case l.BackendType != backendType:
+			leaveOut(l, "its backend is %s, this host's is %s", l.BackendType, backendType)
+		default:
+			peers = append(peers, l)
+		}
+	}
+	return peers, faults
+}

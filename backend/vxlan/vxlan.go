@@ -1,0 +1,149 @@
+// Package vxlan is the backend that wraps packets into the kernel's VXLAN. The
+// kernel does all the work; the backend tells it, for each peer, where the
+// peer's subnet is found: a route, a neighbour entry for the route's gateway,
+// and an FDB entry for the neighbour's MAC. With DirectRouting, peers on the
+// same L2 segment get a plain route instead. Start reading at plan.
+package vxlan
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+
+	"github.com/vishvananda/netlink"
+
+	"flanneld/backend"
+	"flanneld/pkg/kernel"
+	"flanneld/subnet"
+)
+
+// Type is the backend's name in config and leases.
+const Type = "vxlan"
+
+type vxlan struct {
+	config
+	host backend.Host
+	mac  kernel.MAC
+}
+
+func (c config) open(host backend.Host) (backend.Backend, error) {
+	mac, err := c.deviceMAC(host.PublicIP)
+	if err != nil {
+		return nil, err
+	}
+	return &vxlan{config: c, host: host, mac: mac}, nil
+}
+
+func (c config) device() string { return fmt.Sprintf("flannel.%d", c.vni) }
+
+// deviceMAC is the MAC that the device has or will have. One that exists keeps
+// its own, as peers know it.
+func (c config) deviceMAC(publicIP netip.Addr) (mac kernel.MAC, err error) {
+	l, err := netlink.LinkByName(c.device())
+	var none netlink.LinkNotFoundError
+	switch {
+	case errors.As(err, &none):
+		return newMAC(publicIP, c.vni), nil
+	case err != nil:
+		return mac, fmt.Errorf("looking for the device %s: %w", c.device(), err)
+	}
+	if hw := l.Attrs().HardwareAddr; l.Type() == "vxlan" && validMAC(hw) {
+		copy(mac[:], hw)
+		return mac, nil
+	}
+	return newMAC(publicIP, c.vni), nil
+}
+
+// newMAC makes the MAC of a host's VTEP from what identifies the host, so that
+// it is the same after a reboot and peers need not learn another: a hash with
+// the bits set for a unicast, locally administered address (IEEE 802).
+func newMAC(publicIP netip.Addr, vni int) (mac kernel.MAC) {
+	id := binary.BigEndian.AppendUint32([]byte("VTEP "+publicIP.String()+" "), uint32(vni))
+	sum := sha256.Sum256(id)
+	copy(mac[:], sum[:])
+	mac[0] = mac[0]&^0x01 | 0x02
+	return mac
+}
+
+func validMAC(hw net.HardwareAddr) bool {
+	return len(hw) == 6 && hw[0]&0x01 == 0 && kernel.MAC(hw) != kernel.MAC{}
+}
+
+// leaseData is the BackendData of a vxlan lease.
+type leaseData struct {
+	VtepMAC string
+}
+
+func (b *vxlan) Data() json.RawMessage {
+	data, _ := json.Marshal(leaseData{b.mac.String()}) // a string always encodes
+	return data
+}
+
+func (b *vxlan) MTU() int {
+	if b.mtu != 0 {
+		return b.mtu - overhead
+	}
+	return b.host.Interface.MTU - overhead
+}
+
+func (b *vxlan) Run(ctx context.Context, own subnet.Lease, leases <-chan []subnet.Lease, synced func([]error)) error {
+	return kernel.Run(ctx, backend.Owner, leases, func(leases []subnet.Lease, view kernel.Host) (kernel.State, []error) {
+		return b.plan(own.Subnet, leases, view)
+	}, synced)
+}
+
+// plan is what the kernel ought to have for a set of leases.
+func (b *vxlan) plan(own netip.Prefix, leases []subnet.Lease, view kernel.Host) (want kernel.State, faults []error) {
+	peers, faults := backend.Peers(b.host, Type, own, leases)
+	want.Device = &kernel.Device{
+		Name: b.device(), MTU: b.MTU(), Addr: own.Addr(),
+		VXLAN: &kernel.VXLAN{
+			VNI: b.vni, Port: b.port, Link: b.host.Interface.Index, Source: b.host.Interface.Addr, GBP: b.gbp, MAC: b.mac,
+		},
+	}
+	holders := map[kernel.MAC]subnet.Lease{}
+	for _, l := range peers {
+		if b.directRouting && view.OnLink(l.PublicIP, b.host.Interface.Name) {
+			want.Routes = append(want.Routes, kernel.Route{Dst: l.Subnet, Via: l.PublicIP, Dev: b.host.Interface.Name})
+			continue
+		}
+		mac, err := vtepMAC(l.BackendData)
+		if err != nil {
+			faults = append(faults, fmt.Errorf("Leaving out the lease of %v: %w", l, err))
+			continue
+		}
+		if other, twice := holders[mac]; twice || mac == b.mac {
+			if !twice {
+				other = subnet.Lease{Subnet: own, Attrs: subnet.Attrs{PublicIP: b.host.PublicIP}}
+			}
+			faults = append(faults, fmt.Errorf("Leaving out the lease of %v: its VtepMAC %v is also that of %v; delete the device %s on one of the two and restart flanneld there",
+				l, mac, other, b.device()))
+			continue
+		}
+		holders[mac] = l
+		want.Routes = append(want.Routes, kernel.Route{Dst: l.Subnet, Via: l.Subnet.Addr(), Dev: b.device(), OnLink: true})
+		want.Neighbours = append(want.Neighbours, kernel.Neighbour{IP: l.Subnet.Addr(), MAC: mac})
+		want.FDB = append(want.FDB, kernel.FDBEntry{MAC: mac, Dst: l.PublicIP})
+	}
+	return want, faults
+}
+
+func vtepMAC(data json.RawMessage) (kernel.MAC, error) {
+	var d leaseData
+	if len(data) == 0 {
+		return kernel.MAC{}, errors.New("it has no BackendData with a VtepMAC")
+	}
+	if err := json.Unmarshal(data, &d); err != nil {
+		return kernel.MAC{}, fmt.Errorf("its BackendData cannot be read: %w", err)
+	}
+	hw, err := net.ParseMAC(d.VtepMAC)
+	if err != nil || !validMAC(hw) {
+		return kernel.MAC{}, fmt.Errorf("its VtepMAC %q is not the MAC of a host", d.VtepMAC)
+	}
+	return kernel.MAC(hw), nil
+}
