@@ -1,0 +1,199 @@
+package udp
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+	"golang.zx2c4.com/wireguard/tun"
+)
+
+const tunNode = "/dev/net/tun"
+
+// device is the TUN device, open for reading and writing. It is persistent: it
+// stays, with its address and routes, while no daemon has it open, so that
+// connections of containers survive a restart of the daemon instead of meeting
+// "network unreachable".
+type device struct {
+	tun.Device
+	control syscall.RawConn
+	waiting bool
+	poll    func(fd uintptr) // method value, made once because making it allocates
+}
+
+// checkTUN finds out whether TUN devices can be opened at all.
+func checkTUN() error {
+	fd, err := openTUNNode()
+	if err != nil {
+		return err
+	}
+	return unix.Close(fd)
+}
+
+func openTUNNode() (int, error) {
+	fd, err := unix.Open(tunNode, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err == nil {
+		return fd, nil
+	}
+	hint := "the daemon needs read and write access to it"
+	switch {
+	case errors.Is(err, unix.ENOENT):
+		hint = "run \"modprobe tun\"; in a container, pass the device in, as with --device=" + tunNode
+	case errors.Is(err, unix.ENODEV), errors.Is(err, unix.ENXIO):
+		hint = "the kernel has no TUN support: run \"modprobe tun\""
+	case errors.Is(err, unix.EPERM):
+		hint = "in a container, pass the device in, as with --device=" + tunNode
+	}
+	return -1, fmt.Errorf("the udp backend needs TUN devices: opening %s: %w (%s)", tunNode, err, hint)
+}
+
+// openDevice opens the TUN device of the given name, and makes it first if
+// there is none. A TUN device of a shape that cannot be used is replaced if
+// nobody has it open. Nothing is configured, it may be down.
+func openDevice(name string) (*device, error) {
+	fd, err := attach(name)
+	if errors.Is(err, unix.EINVAL) {
+		// There is a device of that name, but no TUN device, or a TAP or
+		// multi-queue one (tun_set_iff in drivers/net/tun.c). Anything else that
+		// a TUN device may be set to is set anew by attaching to it.
+		if err = removeUnused(name); err != nil {
+			return nil, err
+		}
+		fd, err = attach(name)
+	}
+	switch {
+	case errors.Is(err, unix.EBUSY):
+		return nil, fmt.Errorf("opening TUN device %s: %w: %s has it open, probably another flanneld; stop that first", name, err, describe(holders(name)))
+	case errors.Is(err, unix.EPERM):
+		return nil, fmt.Errorf("opening TUN device %s: %w (the daemon needs CAP_NET_ADMIN)", name, err)
+	case err != nil:
+		return nil, fmt.Errorf("opening TUN device %s: %w", name, err)
+	}
+	if err := unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("making TUN device %s persistent: %w", name, err)
+	}
+	// The size a virtio-net header has unless somebody asks for a later
+	// revision; an earlier owner may have.
+	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, 10); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("setting the header size of TUN device %s: %w", name, err)
+	}
+	// This makes fd nonblocking, so that reads park in the runtime's poller and
+	// closing ends them. From here on fd belongs to an os.File.
+	t, _, err := tun.CreateUnmonitoredTUNFromFD(fd)
+	if err != nil {
+		return nil, fmt.Errorf("setting up TUN device %s: %w", name, err)
+	}
+	d := &device{Device: t}
+	d.poll = d.pollFD
+	if d.control, err = t.File().SyscallConn(); err != nil {
+		t.Close()
+		return nil, fmt.Errorf("setting up TUN device %s: %w", name, err)
+	}
+	return d, nil
+}
+
+// attach opens the device as one that exchanges whole IP packets, each with a
+// virtio-net header, by which the kernel passes TCP data of up to 64 KiB as one
+// packet and leaves checksums to us.
+func attach(name string) (int, error) {
+	ifr, err := unix.NewIfreq(name)
+	if err != nil {
+		return -1, err
+	}
+	fd, err := openTUNNode()
+	if err != nil {
+		return -1, err
+	}
+	ifr.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, ifr); err != nil {
+		unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
+}
+
+// removeUnused deletes a TUN or TAP device that nobody has open.
+func removeUnused(name string) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("looking up device %s: %w", name, err)
+	}
+	tuntap, ok := link.(*netlink.Tuntap)
+	if !ok {
+		return fmt.Errorf("device %s is there, but is a %s device and not TUN: if nothing needs it, run \"ip link delete %s\"", name, link.Type(), name)
+	}
+	if by := holders(name); len(by) > 0 || tuntap.Queues > 0 {
+		return fmt.Errorf("device %s is a TAP or multi-queue TUN device, and %s has it open: stop that first", name, describe(by))
+	}
+	if err := netlink.LinkDel(link); err != nil {
+		return fmt.Errorf("deleting device %s, which is a TAP or multi-queue TUN device: %w", name, err)
+	}
+	return nil
+}
+
+// holders lists the processes that have the TUN device open, as far as /proc
+// shows: those of this network namespace, as others may have a device of the
+// same name.
+func holders(name string) []string {
+	var found []string
+	here, err := os.Readlink("/proc/thread-self/ns/net")
+	if err != nil {
+		return nil
+	}
+	infos, _ := filepath.Glob("/proc/[0-9]*/fdinfo/*")
+	for _, info := range infos {
+		process := filepath.Dir(filepath.Dir(info))
+		node, err := os.Readlink(filepath.Join(process, "fd", filepath.Base(info)))
+		if err != nil || node != tunNode {
+			continue
+		}
+		if there, err := os.Readlink(process + "/ns/net"); err != nil || there != here {
+			continue
+		}
+		text, err := os.ReadFile(info)
+		// tun_chr_show_fdinfo writes "iff:", a tab and the name.
+		if err != nil || !slices.Contains(strings.Fields(string(text)), name) {
+			continue
+		}
+		comm, _ := os.ReadFile(process + "/comm")
+		who := fmt.Sprintf("process %s (%s)", filepath.Base(process), strings.TrimSpace(string(comm)))
+		if filepath.Base(process) == strconv.Itoa(os.Getpid()) {
+			who = "this process"
+		}
+		if !slices.Contains(found, who) {
+			found = append(found, who)
+		}
+	}
+	return found
+}
+
+func describe(holders []string) string {
+	if len(holders) == 0 {
+		return "some process"
+	}
+	return strings.Join(holders, " and ")
+}
+
+// pending reports whether a read would find a packet at once.
+func (d *device) pending() bool {
+	// Through Control, which keeps the file descriptor from being closed and
+	// given to another file meanwhile.
+	return d.control.Control(d.poll) == nil && d.waiting
+}
+
+func (d *device) pollFD(fd uintptr) {
+	fds := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	n, err := unix.Poll(fds[:], 0)
+	d.waiting = n == 1 && err == nil && fds[0].Revents == unix.POLLIN
+}
+
+func (d *device) close() error { return d.Close() }

@@ -1,0 +1,138 @@
+package udp
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/time/rate"
+
+	"flanneld/pkg/prefix"
+)
+
+// The ICMP errors a router sends (RFC 792).
+const (
+	icmpUnreachable  = 3 // with code 0: network
+	icmpTimeExceeded = 11
+)
+
+const (
+	// Linux's own limits for the ICMP errors it sends, net.ipv4.icmp_msgs_per_sec
+	// and icmp_msgs_burst.
+	icmpPerSecond = 1000
+	icmpBurst     = 50
+
+	// icmpMax is the size up to which an ICMP error quotes the packet it is
+	// about (RFC 1812 section 4.3.2.3).
+	icmpMax = 576
+
+	ipHeader   = 20 // without options
+	icmpHeader = 8
+)
+
+// icmpSender answers packets that cannot be carried, as a router does.
+//
+// It sends through a raw socket, as a packet of this host's own, rather than
+// through the TUN device: the answer's source is the device's address, and the
+// kernel drops a packet that comes in with one of its own addresses as source
+// (fib_validate_source in net/ipv4/fib_frontend.c; the sysctl accept_local
+// would allow it, but for packets of peers as well).
+type icmpSender struct {
+	fd      int
+	source  netip.Addr
+	limiter *rate.Limiter
+	buf     [icmpMax]byte
+	to      unix.SockaddrInet4
+}
+
+func newICMPSender(source netip.Addr) (*icmpSender, error) {
+	// IPPROTO_RAW: we write the IP header, and nothing is ever received.
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, unix.IPPROTO_RAW)
+	if err != nil {
+		return nil, fmt.Errorf("opening a raw socket for ICMP answers: %w (the daemon needs CAP_NET_RAW)", err)
+	}
+	return &icmpSender{fd: fd, source: source, limiter: rate.NewLimiter(icmpPerSecond, icmpBurst)}, nil
+}
+
+// answer sends the ICMP error about packet to its source and reports whether it
+// did: not to packets that must not be answered nor above the rate limit.
+func (s *icmpSender) answer(typ byte, packet []byte) bool {
+	if !answerable(packet) || !s.limiter.Allow() {
+		return false
+	}
+	msg := icmpError(s.buf[:], typ, s.source, packet)
+	s.to.Addr = [4]byte(packet[12:16])
+	return unix.Sendto(s.fd, msg, 0, &s.to) == nil
+}
+
+func (s *icmpSender) close() error { return unix.Close(s.fd) }
+
+// answerable reports whether an ICMP error may be sent about an IPv4 packet
+// (RFC 1122 section 3.2.2): not about an ICMP error, a fragment other than the
+// first, a packet to many hosts, or one whose source is not a single host.
+func answerable(packet []byte) bool {
+	if binary.BigEndian.Uint16(packet[6:])&0x1fff != 0 {
+		return false
+	}
+	src, dst := [4]byte(packet[12:16]), [4]byte(packet[16:20])
+	// 224/4 is multicast, 240/4 reserved and holds the broadcast address.
+	if dst[0] >= 224 || src[0] >= 224 || src[0] == 0 || src[0] == 127 {
+		return false
+	}
+	if packet[9] != unix.IPPROTO_ICMP {
+		return true
+	}
+	payload := packet[headerLen(packet):]
+	if len(payload) == 0 {
+		return false
+	}
+	switch payload[0] {
+	case icmpUnreachable, icmpTimeExceeded, 4, 5, 12: // source quench, redirect, parameter problem
+		return false
+	}
+	return true
+}
+
+// icmpError writes into buf, which holds icmpMax bytes, the ICMP error of the
+// given type, code 0, about packet, as a whole IPv4 packet from source to
+// packet's source.
+func icmpError(buf []byte, typ byte, source netip.Addr, packet []byte) []byte {
+	n := copy(buf[ipHeader+icmpHeader:icmpMax], packet)
+	buf = buf[:ipHeader+icmpHeader+n]
+
+	ip := buf[:ipHeader]
+	clear(ip)
+	ip[0] = 4<<4 | ipHeader/4
+	// Precedence "internetwork control" with the TOS bits of the packet (RFC
+	// 1812 section 4.3.2.5), as Linux does.
+	ip[1] = 0xc0 | packet[1]&0x1e
+	binary.BigEndian.PutUint16(ip[2:], uint16(len(buf)))
+	binary.BigEndian.PutUint16(ip[6:], 0x4000) // DF, so that the ID may be 0 (RFC 6864)
+	ip[8] = 64
+	ip[9] = unix.IPPROTO_ICMP
+	binary.BigEndian.PutUint32(ip[12:], prefix.Uint(source))
+	copy(ip[16:20], packet[12:16])
+	binary.BigEndian.PutUint16(ip[10:], checksum(ip))
+
+	icmp := buf[ipHeader:]
+	clear(icmp[:icmpHeader])
+	icmp[0] = typ
+	binary.BigEndian.PutUint16(icmp[2:], checksum(icmp))
+	return buf
+}
+
+// checksum is the Internet checksum (RFC 1071).
+func checksum(b []byte) uint16 {
+	var sum uint32
+	for ; len(b) >= 2; b = b[2:] {
+		sum += uint32(binary.BigEndian.Uint16(b))
+	}
+	if len(b) == 1 {
+		sum += uint32(b[0]) << 8
+	}
+	for sum>>16 != 0 {
+		sum = sum&0xffff + sum>>16
+	}
+	return ^uint16(sum)
+}

@@ -1,0 +1,207 @@
+// Package udp is the default backend: the daemon itself carries the packets.
+// The kernel routes the whole network into a TUN device, the daemon reads each
+// packet there, looks up which host has the destination's subnet, and sends it
+// to that host as the payload of one UDP datagram, with nothing added, so that
+// daemons of other versions understand it. In the other direction it takes
+// datagrams of known peers and writes their payload to the TUN device.
+//
+// It needs nothing of the kernel but TUN, so it works where VXLAN is missing or
+// filtered; the price is that every packet passes through this process.
+//
+// Start reading at Backend.Run, which joins the parts: device.go is the TUN
+// device, socket.go the UDP socket, table.go says which host has which subnet,
+// forward.go is the path a packet takes, icmp.go what is answered to packets
+// that cannot be carried, counters.go what is counted on the way.
+package udp
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"k8s.io/klog/v2"
+
+	"flanneld/backend"
+	"flanneld/pkg/jsonfields"
+	"flanneld/pkg/kernel"
+	"flanneld/subnet"
+)
+
+const (
+	// Type is the backend's name in configs and leases.
+	Type = "udp"
+
+	defaultPort = 8285
+
+	// overhead is what a datagram adds to a packet: an IPv4 header without
+	// options (RFC 791) and a UDP header (RFC 768).
+	overhead = 20 + 8
+)
+
+// Parse reads the backend's fields: Port, the UDP port on which every host of
+// the cluster sends and listens.
+func Parse(fields *jsonfields.Object) (backend.Open, error) {
+	port, err := fields.Int("Port", defaultPort, 1, 65535)
+	if err != nil {
+		return nil, err
+	}
+	return func(host backend.Host) (backend.Backend, error) {
+		return open(host, uint16(port))
+	}, nil
+}
+
+// Backend is the udp backend on one host.
+type Backend struct {
+	host  backend.Host
+	port  uint16
+	table atomic.Pointer[table]
+	counters
+}
+
+// open finds out whether the backend can work here, so that it fails before
+// the host has a lease. It keeps nothing open: Run does that.
+func open(host backend.Host, port uint16) (*Backend, error) {
+	b := &Backend{host: host, port: port}
+	b.table.Store(&table{})
+	if err := checkTUN(); err != nil {
+		return nil, err
+	}
+	s, err := openSocket(b.local())
+	if err != nil {
+		return nil, err
+	}
+	s.close()
+	return b, nil
+}
+
+// local is where the socket is bound: to the interface's own address, so that
+// datagrams leave with the source by which peers know this host. PublicIP may
+// be the outer address of a NAT, which is none of this host's own.
+func (b *Backend) local() netip.AddrPort {
+	return netip.AddrPortFrom(b.host.Interface.Addr, b.port)
+}
+
+// Data is nil: peers need no more than the PublicIP, as the port is the same on
+// all hosts.
+func (b *Backend) Data() json.RawMessage { return nil }
+
+// MTU is the interface's less what a datagram adds.
+func (b *Backend) MTU() int { return b.host.Interface.MTU - overhead }
+
+// Counters is what the packet path has counted since the backend was opened.
+func (b *Backend) Counters() Counters { return b.counters.snapshot() }
+
+// Run implements backend.Backend. It returns an error when the device or the
+// socket cannot be opened at the start; if one is lost later, it opens it again
+// for as long as it takes. It is to be called once.
+func (b *Backend) Run(ctx context.Context, own subnet.Lease, leases <-chan []subnet.Lease, synced func(failed []error)) error {
+	p, err := b.openPath(own)
+	if err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	inputs := make(chan []subnet.Lease)
+	g.Go(func() error { return b.follow(ctx, own, leases, inputs) })
+	g.Go(func() error {
+		return kernel.Run(ctx, backend.Owner, inputs, func(leases []subnet.Lease, _ kernel.Host) (kernel.State, []error) {
+			return plan(b.host, b.MTU(), own.Subnet, leases)
+		}, synced)
+	})
+	g.Go(func() error { return b.carry(ctx, own, p) })
+	return g.Wait()
+}
+
+// plan is what ought to be in the kernel: all of the network is routed to the
+// daemon, whatever hosts there are. The faults are of leases it cannot use.
+func plan(host backend.Host, mtu int, own netip.Prefix, leases []subnet.Lease) (want kernel.State, faults []error) {
+	_, faults = backend.Peers(host, Type, own, leases)
+	return kernel.State{
+		Device: &kernel.Device{Name: backend.TUNName, MTU: mtu, Addr: own.Addr()},
+		Routes: []kernel.Route{{Dst: host.Network, Dev: backend.TUNName}},
+	}, faults
+}
+
+// follow puts each set of leases into the packet path's table, and then hands
+// it on, so that peers are in the table before synced is called for them.
+func (b *Backend) follow(ctx context.Context, own subnet.Lease, leases <-chan []subnet.Lease, inputs chan<- []subnet.Lease) error {
+	var latest []subnet.Lease
+	var out chan<- []subnet.Lease // nil while there is nothing to hand on
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case set, ok := <-leases:
+			if !ok {
+				leases = nil // nothing more to come; what is known stays
+				continue
+			}
+			peers, _ := backend.Peers(b.host, Type, own.Subnet, set) // plan reports the faults
+			b.table.Store(newTable(peers))
+			latest, out = set, inputs
+		case out <- latest:
+			out = nil
+		}
+	}
+}
+
+const (
+	// A device that was deleted is made again at once, and then less and less
+	// often while that fails or while somebody keeps deleting it.
+	firstDelay = 100 * time.Millisecond
+	lastDelay  = 30 * time.Second
+)
+
+// carry moves packets until ctx ends, and opens device and socket again when
+// one of them is lost, as when somebody deletes the device.
+func (b *Backend) carry(ctx context.Context, own subnet.Lease, p *path) error {
+	delay := firstDelay
+	for {
+		if p != nil {
+			started := time.Now()
+			err := p.run(ctx)
+			if ctx.Err() != nil {
+				return nil
+			}
+			if time.Since(started) > 2*lastDelay {
+				delay = firstDelay
+			}
+			klog.Errorf("udp: packets are not carried: %v; opening device and socket again", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(delay):
+		}
+		delay = min(2*delay, lastDelay)
+		var err error
+		if p, err = b.openPath(own); err != nil {
+			klog.Errorf("udp: packets are not carried: %v; trying again in %v", err, delay)
+			continue
+		}
+		b.counters.reopened.Add(1)
+		klog.Infof("udp: packets are carried again")
+	}
+}
+
+// openPath opens everything the packet path reads from and writes to.
+func (b *Backend) openPath(own subnet.Lease) (*path, error) {
+	s, err := openSocket(b.local())
+	if err != nil {
+		return nil, err
+	}
+	d, err := openDevice(backend.TUNName)
+	if err != nil {
+		s.close()
+		return nil, err
+	}
+	p, err := newPath(d, s, own.Subnet.Addr(), &b.table, &b.counters)
+	if err != nil {
+		return nil, errors.Join(err, d.close(), s.close())
+	}
+	klog.Infof("udp: carrying packets between %s and %v, %v", backend.TUNName, b.local(), s.describe())
+	return p, nil
+}
