@@ -1,0 +1,183 @@
+package network
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+	"k8s.io/klog/v2"
+
+	"flanneld/backend"
+	"flanneld/pkg/extif"
+	"flanneld/pkg/iptables"
+	"flanneld/subnet"
+)
+
+// Options say how this node takes part.
+type Options struct {
+	// Interface says which interface carries the traffic between hosts.
+	Interface extif.Options
+	// PublicIP is the address peers are told; the interface's own if invalid.
+	PublicIP netip.Addr
+	// SubnetFile is where the lease is written for dockerd's start-up.
+	SubnetFile string
+	// RenewMargin is how long before its end the lease is renewed.
+	RenewMargin time.Duration
+	// IPMasq masquerades what leaves the network.
+	IPMasq bool
+	// ForwardRules accepts the network's traffic in FORWARD.
+	ForwardRules bool
+	// FirewallResync is how often the firewall rules are compared.
+	FirewallResync time.Duration
+	// HealthAddr is where /healthz is served, invalid for nowhere.
+	HealthAddr netip.AddrPort
+	// Notify tells the service manager a state in the words of sd_notify(3).
+	Notify func(state string)
+}
+
+// Run takes part in the network until ctx ends, and then returns nil, leaving
+// lease and kernel state in place. Waiting for the store and for a config that
+// can be used is part of the work. An error means that this node cannot take
+// part as asked, or no longer: a *subnet.LostError when another host has its
+// subnet.
+func Run(ctx context.Context, store subnet.Store, o Options) error {
+	iface, err := extif.Choose(o.Interface)
+	if err != nil {
+		return fmt.Errorf("choosing the interface for the traffic between hosts: %w", err)
+	}
+	publicIP := o.PublicIP
+	if !publicIP.IsValid() {
+		publicIP = iface.Addr
+	}
+	klog.Infof("Using the interface %s with the address %v and MTU %d; peers are told %v", iface.Name, iface.Addr, iface.MTU, publicIP)
+
+	health := newHealth()
+	g, ctx := errgroup.WithContext(ctx)
+	if o.HealthAddr.IsValid() {
+		if err := health.serve(ctx, g, o.HealthAddr); err != nil {
+			return err
+		}
+	}
+	g.Go(func() error {
+		n := node{Options: o, store: subnet.Patient(store), iface: iface, publicIP: publicIP, health: health, group: g}
+		return n.join(ctx)
+	})
+	return g.Wait()
+}
+
+type node struct {
+	Options
+	store    subnet.Store
+	iface    extif.Interface
+	publicIP netip.Addr
+	health   *health
+	group    *errgroup.Group
+}
+
+// join gets everything under way, each long-running part in the group.
+func (n node) join(ctx context.Context) error {
+	n.Notify("STATUS=Waiting for the network config")
+	config, err := awaitConfig(ctx, n.store)
+	if err != nil {
+		return ended(ctx, err)
+	}
+	klog.Infof("Network config: %v", config)
+	b, err := config.open(backend.Host{Interface: n.iface, PublicIP: n.publicIP, Network: config.Network})
+	if err != nil {
+		return err
+	}
+	attrs := subnet.Attrs{PublicIP: n.publicIP, BackendType: config.BackendType, BackendData: b.Data()}
+
+	n.Notify("STATUS=Waiting for a subnet")
+	memory := memory{subnetFile: n.SubnetFile, mac: n.iface.MAC, hasMAC: hostHasMAC}
+	own, err := subnet.Acquire(ctx, n.store, config.Config, attrs, memory.recall())
+	if err != nil {
+		return ended(ctx, err)
+	}
+	memory.keep(own)
+	if err := writeSubnetFile(n.SubnetFile, config.Network, own.Subnet, b.MTU(), n.IPMasq); err != nil {
+		return err
+	}
+	klog.Infof("This host's subnet is %v; wrote %s", own.Subnet, n.SubnetFile)
+	enableForwarding()
+
+	forHolder, forBackend := newLatest[[]subnet.Lease](), newLatest[[]subnet.Lease]()
+	n.group.Go(func() error {
+		var before []subnet.Lease
+		return subnet.Follow(ctx, n.store, func(leases []subnet.Lease) {
+			forHolder.put(leases)
+			// Renewals, of which there is one a day for each host, say nothing
+			// new to a backend.
+			if before == nil || !slices.EqualFunc(before, leases, sameToBackend) {
+				forBackend.put(leases)
+			}
+			before = leases
+		})
+	})
+	n.group.Go(func() error {
+		h := subnet.Holder{Store: n.store, Lease: own, Margin: n.RenewMargin, Changed: memory.keep}
+		return h.Run(ctx, forHolder)
+	})
+	n.group.Go(func() error { return watchConfig(ctx, n.store, config) })
+	n.group.Go(func() error { return n.runFirewall(ctx, config.Network, own.Subnet) })
+	n.group.Go(func() error {
+		ready := false
+		return b.Run(ctx, own, forBackend, func(failed []error) {
+			n.health.set("data plane", failed)
+			if !ready {
+				ready = true
+				klog.Infof("Ready: %v through %s, MTU %d", own.Subnet, config.BackendType, b.MTU())
+				n.Notify(fmt.Sprintf("READY=1\nSTATUS=%v through %s", own.Subnet, config.BackendType))
+				n.health.ready()
+			}
+		})
+	})
+	return nil
+}
+
+// runFirewall keeps the iptables rules. Without them the network works all the
+// same, as far as the host's other rules let it.
+func (n node) runFirewall(ctx context.Context, network, own netip.Prefix) error {
+	const part = "firewall"
+	tables, err := iptables.New()
+	if err != nil {
+		klog.Errorf("Going on without firewall rules: %v", err)
+		n.health.set(part, []error{err})
+		return nil
+	}
+	chains := firewallChains(network, own, n.IPMasq, n.ForwardRules, tables.RandomFully())
+	return tables.Run(ctx, chains, n.FirewallResync, func(err error) {
+		if err == nil {
+			n.health.set(part, nil)
+		} else {
+			n.health.set(part, []error{err})
+		}
+	})
+}
+
+func sameToBackend(a, b subnet.Lease) bool { return a.Subnet == b.Subnet && a.Attrs.Equal(b.Attrs) }
+
+// ended is nil where err is but the end of ctx, which is how Run is stopped.
+func ended(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return nil
+	}
+	return err
+}
+
+// latest hands the newest of a series of values to a reader that may be slower
+// than the one writer.
+type latest[T any] chan T
+
+func newLatest[T any]() latest[T] { return make(latest[T], 1) }
+
+func (l latest[T]) put(v T) {
+	select {
+	case <-l: // nobody needs the one before any more
+	default:
+	}
+	l <- v
+}

@@ -1,0 +1,156 @@
+package network
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"k8s.io/klog/v2"
+
+	"flanneld/subnet"
+)
+
+// writeSubnetFile writes the file from which dockerd's options are made.
+func writeSubnetFile(name string, network, own netip.Prefix, mtu int, masq bool) error {
+	text := fmt.Sprintf("FLANNEL_NETWORK=%v\nFLANNEL_SUBNET=%v\nFLANNEL_MTU=%d\nFLANNEL_IPMASQ=%t\n",
+		network, netip.PrefixFrom(own.Addr().Next(), own.Bits()), mtu, masq)
+	if err := replaceFile(name, text); err != nil {
+		return fmt.Errorf("writing the subnet file %s, without which dockerd must not start: %w", name, err)
+	}
+	return nil
+}
+
+// readSubnetFile returns the subnet that the subnet file names. Such a file may
+// have been written by hand, so FLANNEL_SUBNET is all it needs to have.
+func readSubnetFile(name string) (netip.Prefix, error) {
+	text, err := os.ReadFile(name)
+	if err != nil {
+		return netip.Prefix{}, err
+	}
+	for line := range strings.Lines(string(text)) {
+		value, ok := strings.CutPrefix(strings.TrimSpace(line), "FLANNEL_SUBNET=")
+		if !ok {
+			continue
+		}
+		p, err := netip.ParsePrefix(strings.Trim(value, `"'`))
+		if err != nil || !p.Addr().Is4() {
+			return netip.Prefix{}, fmt.Errorf("FLANNEL_SUBNET is %q, which is no IPv4 prefix", value)
+		}
+		return p.Masked(), nil
+	}
+	return netip.Prefix{}, errors.New("it has no line FLANNEL_SUBNET=…")
+}
+
+// memory keeps, beside the subnet file, what the file itself does not say: which
+// lease the subnet was held by. With it a host whose address has changed can
+// prove that the lease under its old address is its own.
+type memory struct {
+	subnetFile string
+	// mac is that of this host's interface. A clone of the host has the file
+	// too, and must not take the lease from the host it was made of; it has
+	// other MACs.
+	mac string
+	// hasMAC reports whether some interface of this host has a MAC.
+	hasMAC func(mac string) bool
+}
+
+// memoryJSON is the content of the memory's file.
+type memoryJSON struct {
+	Subnet   netip.Prefix
+	PublicIP netip.Addr
+	Revision uint64
+	MAC      string
+}
+
+func (m memory) file() string { return m.subnetFile + ".lease" }
+
+// recall reads what is left of the last run. A file that is damaged is worth no
+// more than one that is missing, as nothing is lost but the same subnet.
+func (m memory) recall() subnet.Remembered {
+	p, err := readSubnetFile(m.subnetFile)
+	if errors.Is(err, fs.ErrNotExist) {
+		return subnet.Remembered{}
+	} else if err != nil {
+		klog.Warningf("The subnet file %s of the last run cannot be used: %v", m.subnetFile, err)
+		return subnet.Remembered{}
+	}
+	last := subnet.Remembered{Subnet: p}
+	text, err := os.ReadFile(m.file())
+	if errors.Is(err, fs.ErrNotExist) {
+		return last
+	}
+	var kept memoryJSON
+	if err == nil {
+		err = json.Unmarshal(text, &kept)
+	}
+	if err != nil {
+		klog.Warningf("%s, about the lease of the last run, cannot be used: %v", m.file(), err)
+		return last
+	}
+	if kept.Subnet == p && kept.MAC != "" && m.hasMAC(kept.MAC) {
+		last.PublicIP, last.Revision = kept.PublicIP, kept.Revision
+	}
+	return last
+}
+
+// keep notes the lease for the next run.
+func (m memory) keep(l subnet.Lease) {
+	text, err := json.Marshal(memoryJSON{Subnet: l.Subnet, PublicIP: l.PublicIP, Revision: l.Revision, MAC: m.mac})
+	if err == nil {
+		err = replaceFile(m.file(), string(text)+"\n")
+	}
+	if err != nil {
+		klog.Warningf("The lease cannot be noted for the next run, in which this host's address may be another: %v", err)
+	}
+}
+
+// hostHasMAC is a memory's hasMAC for the host this runs on.
+func hostHasMAC(mac string) bool {
+	ifaces, err := net.Interfaces()
+	if err != nil {
+		return false
+	}
+	for _, i := range ifaces {
+		if i.HardwareAddr.String() == mac {
+			return true
+		}
+	}
+	return false
+}
+
+// replaceFile writes a file whole or not at all, readable by all, and makes its
+// directory if it is missing.
+func replaceFile(name, text string) (err error) {
+	dir := filepath.Dir(name)
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return err
+	}
+	f, err := os.CreateTemp(dir, filepath.Base(name)+".*")
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			os.Remove(f.Name())
+		}
+	}()
+	if _, err = f.WriteString(text); err == nil {
+		err = f.Chmod(0o644)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if cerr := f.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	return os.Rename(f.Name(), name)
+}

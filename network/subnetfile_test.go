@@ -1,0 +1,123 @@
+package network
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"flanneld/subnet"
+)
+
+func TestSubnetFile(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "a", "b", "subnet.env")
+	network, own := netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("10.1.74.0/24")
+	if err := writeSubnetFile(name, network, own, 1472, false); err != nil {
+		t.Fatal(err)
+	}
+	text, err := os.ReadFile(name)
+	if want := "FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.74.1/24\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n"; err != nil || string(text) != want {
+		t.Errorf("%v, got\n%swant\n%s", err, text, want)
+	}
+	if got, err := readSubnetFile(name); err != nil || got != own {
+		t.Errorf("read back as %v, %v", got, err)
+	}
+}
+
+func TestReadSubnetFile(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "subnet.env")
+	for text, want := range map[string]string{
+		"FLANNEL_SUBNET=172.7.21.1/24\n":                        "172.7.21.0/24",
+		"FLANNEL_SUBNET=172.7.21.1/24":                          "172.7.21.0/24",
+		"# mine\r\n  FLANNEL_SUBNET=\"172.7.21.1/24\"\r\nX=1\n": "172.7.21.0/24",
+		"FLANNEL_SUBNET='172.7.21.0/24'":                        "172.7.21.0/24",
+		"":                                                      "it has no line FLANNEL_SUBNET=…",
+		"FLANNEL_SUBNET=":                                       `FLANNEL_SUBNET is "", which is no IPv4 prefix`,
+		"FLANNEL_SUBNET=172.7.21.1":                             `FLANNEL_SUBNET is "172.7.21.1", which is no IPv4 prefix`,
+		"FLANNEL_SUBNET=fd00::1/64":                             `FLANNEL_SUBNET is "fd00::1/64", which is no IPv4 prefix`,
+		"FLANNEL_NETWORK=172.7.0.0/16\n":                        "it has no line FLANNEL_SUBNET=…",
+	} {
+		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		got, err := readSubnetFile(name)
+		if s := got.String(); err != nil && err.Error() != want || err == nil && s != want {
+			t.Errorf("%q: %v, %v; want %s", text, got, err, want)
+		}
+	}
+}
+
+// What is remembered over a restart, and by whom it is believed.
+func TestMemory(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "subnet.env")
+	own := netip.MustParsePrefix("10.1.74.0/24")
+	lease := subnet.Lease{Subnet: own, Attrs: subnet.Attrs{PublicIP: netip.MustParseAddr("172.30.0.11")}, Revision: 42}
+	whole := subnet.Remembered{Subnet: own, PublicIP: lease.PublicIP, Revision: 42}
+
+	here := memory{subnetFile: name, mac: "02:00:00:00:00:01", hasMAC: func(mac string) bool { return mac == "02:00:00:00:00:01" }}
+	clone := memory{subnetFile: name, mac: "02:00:00:00:00:02", hasMAC: func(mac string) bool { return mac == "02:00:00:00:00:02" }}
+	if got := here.recall(); got != (subnet.Remembered{}) {
+		t.Errorf("with nothing there: %+v", got)
+	}
+	here.keep(lease)
+	if got := here.recall(); got != (subnet.Remembered{}) {
+		t.Errorf("without a subnet file: %+v", got)
+	}
+	write := func(own netip.Prefix) {
+		if err := writeSubnetFile(name, netip.MustParsePrefix("10.1.0.0/16"), own, 1500, true); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(own)
+	if got := here.recall(); got != whole {
+		t.Errorf("recalled %+v, want %+v", got, whole)
+	}
+	if got := clone.recall(); got != (subnet.Remembered{Subnet: own}) {
+		t.Errorf("a clone of the host recalls %+v", got)
+	}
+	if err := os.WriteFile(here.file(), []byte("garbage"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := here.recall(); got != (subnet.Remembered{Subnet: own}) {
+		t.Errorf("from a damaged file: %+v", got)
+	}
+	here.keep(lease)
+	write(netip.MustParsePrefix("10.1.75.0/24"))
+	if got := here.recall(); got.PublicIP.IsValid() || got.Subnet.String() != "10.1.75.0/24" {
+		t.Errorf("with a subnet file about another subnet: %+v", got)
+	}
+	if err := os.WriteFile(name, []byte("garbage"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got := here.recall(); got != (subnet.Remembered{}) {
+		t.Errorf("with a damaged subnet file: %+v", got)
+	}
+}
+
+// A file is replaced whole or not at all, and nothing is left beside it.
+func TestReplaceFile(t *testing.T) {
+	dir := t.TempDir()
+	name := filepath.Join(dir, "f")
+	for _, text := range []string{"one", "two"} {
+		if err := replaceFile(name, text); err != nil {
+			t.Fatal(err)
+		}
+		if got, err := os.ReadFile(name); err != nil || string(got) != text {
+			t.Errorf("%q, %v", got, err)
+		}
+	}
+	if info, err := os.Stat(name); err != nil || info.Mode() != 0o644 {
+		t.Errorf("%v, %v", info, err)
+	}
+	if err := replaceFile(dir, "x"); err == nil {
+		t.Error("a directory was replaced")
+	}
+	if err := replaceFile(filepath.Join(name, "below"), "x"); err == nil || !strings.Contains(err.Error(), name) {
+		t.Errorf("below a file: %v", err)
+	}
+	left, err := os.ReadDir(dir)
+	if err != nil || len(left) != 1 {
+		t.Errorf("left behind: %v, %v", left, err)
+	}
+}
