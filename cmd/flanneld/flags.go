@@ -1,0 +1,259 @@
+package main
+
+import (
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"k8s.io/klog/v2"
+
+	"flanneld/network"
+	"flanneld/subnet/etcdv2"
+)
+
+// options is the command line, read.
+type options struct {
+	etcd    etcdv2.Options
+	node    network.Options
+	version bool
+}
+
+// envPrefix precedes a flag's name, in capitals and with underscores, in the
+// environment.
+const envPrefix = "FLANNELD_"
+
+// list is a flag that may be given several times.
+type list []string
+
+func (l *list) String() string     { return strings.Join(*l, ",") }
+func (l *list) Set(s string) error { *l = append(*l, s); return nil }
+
+// parseFlags reads the command line and, for flags not on it, the environment.
+// Its errors are one line about what is wrong; flag.ErrHelp means that help was
+// asked for and has been written to help.
+func parseFlags(args []string, getenv func(string) string, help io.Writer) (options, error) {
+	var (
+		o                      options
+		ifaces, regexes        list
+		endpoints, canReach    string
+		publicIP, healthIP     string
+		margin, resync, health int
+	)
+	fs := flag.NewFlagSet("flanneld", flag.ContinueOnError)
+	fs.SetOutput(io.Discard) // its errors come back as such; usage is our own
+	fs.StringVar(&endpoints, "etcd-endpoints", "http://127.0.0.1:4001,http://127.0.0.1:2379", "`URLs` of the etcd members, separated by commas")
+	fs.StringVar(&o.etcd.Prefix, "etcd-prefix", "/coreos.com/network", "the `directory` in etcd that the network is under")
+	fs.StringVar(&o.etcd.CAFile, "etcd-cafile", "", "`file` with the CA certificates that etcd's certificate is checked against")
+	fs.StringVar(&o.etcd.CertFile, "etcd-certfile", "", "`file` with the client certificate shown to etcd")
+	fs.StringVar(&o.etcd.KeyFile, "etcd-keyfile", "", "`file` with the key of the client certificate")
+	fs.StringVar(&o.etcd.Username, "etcd-username", "", "`name` of the etcd user")
+	fs.StringVar(&o.etcd.Password, "etcd-password", "", "the user's `password`; in the environment it is seen by fewer")
+	fs.Var(&ifaces, "iface", "`name or IP` of the interface between hosts; repeatable, the first that matches is used (default the interface of the default route)")
+	fs.Var(&regexes, "iface-regex", "`regexp` for the interface's IP or, if none matches, its name; repeatable, tried after --iface")
+	fs.StringVar(&canReach, "iface-can-reach", "", "use the interface that packets to this `IP` leave by")
+	fs.StringVar(&publicIP, "public-ip", "", "the `IP` that other hosts reach this one at (default the interface's)")
+	fs.StringVar(&o.node.SubnetFile, "subnet-file", "/run/flannel/subnet.env", "the `file` that the subnet is written to for dockerd's start-up")
+	fs.IntVar(&margin, "subnet-lease-renew-margin", 60, "renew the lease this many `minutes` before it ends, 1 to 1439")
+	fs.BoolVar(&o.node.IPMasq, "ip-masq", false, "masquerade what leaves the network")
+	fs.IntVar(&resync, "iptables-resync", 5, "compare the iptables rules every so many `seconds`")
+	fs.BoolVar(&o.node.ForwardRules, "iptables-forward-rules", true, "accept the network's traffic in the FORWARD chain")
+	fs.StringVar(&healthIP, "healthz-ip", "0.0.0.0", "the `IP` that /healthz is served on")
+	fs.IntVar(&health, "healthz-port", 0, "the `port` that /healthz is served on; 0 turns it off")
+	fs.BoolVar(&o.version, "version", false, "print the version and exit")
+	klog.InitFlags(fs)
+
+	if err := parseAll(fs, args); errors.Is(err, flag.ErrHelp) {
+		usage(fs, help)
+		return options{}, err
+	} else if err != nil {
+		return options{}, err
+	}
+	if o.version {
+		return o, nil
+	}
+	given := map[string]bool{}
+	fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
+	if err := fromEnvironment(fs, given, getenv); err != nil {
+		return options{}, err
+	}
+	if err := logToFiles(fs, given); err != nil {
+		return options{}, err
+	}
+
+	// The shape of the values; what they stand for is judged when they are used.
+	for _, check := range []error{
+		parseEndpoints(endpoints, &o.etcd.Endpoints),
+		parseIP("public-ip", publicIP, &o.node.PublicIP),
+		parseIP("iface-can-reach", canReach, &o.node.Interface.CanReach),
+		between("subnet-lease-renew-margin", margin, 1, 1439),
+		between("iptables-resync", resync, 1, 24*60*60),
+		between("healthz-port", health, 0, 65535),
+		together("etcd-certfile", o.etcd.CertFile, "etcd-keyfile", o.etcd.KeyFile),
+		notEmpty("etcd-prefix", strings.Trim(o.etcd.Prefix, "/")),
+		notEmpty("subnet-file", o.node.SubnetFile),
+	} {
+		if check != nil {
+			return options{}, check
+		}
+	}
+	o.node.RenewMargin = time.Duration(margin) * time.Minute
+	o.node.FirewallResync = time.Duration(resync) * time.Second
+	o.node.Interface.Ifaces, o.node.Interface.Regexes = ifaces, regexes
+	o.node.Interface.PublicIP = o.node.PublicIP
+	if err := o.node.Interface.Validate(); err != nil {
+		return options{}, err
+	}
+	if health != 0 {
+		ip, err := netip.ParseAddr(healthIP)
+		if err != nil {
+			return options{}, fmt.Errorf("--healthz-ip=%s: not an IP address", healthIP)
+		}
+		o.node.HealthAddr = netip.AddrPortFrom(ip, uint16(health))
+	}
+	return o, nil
+}
+
+// parseAll is fs.Parse for the command lines of unit files, in which a variable
+// that is not set leaves an empty argument.
+func parseAll(fs *flag.FlagSet, args []string) error {
+	for {
+		if err := fs.Parse(args); err != nil {
+			return err
+		}
+		switch {
+		case fs.NArg() == 0:
+			return nil
+		case fs.Arg(0) != "":
+			return fmt.Errorf("%q is not a flag: all arguments are flags, see --help", fs.Arg(0))
+		}
+		args = fs.Args()[1:]
+	}
+}
+
+// fromEnvironment sets the flags that are in the environment and not given on
+// the command line.
+func fromEnvironment(fs *flag.FlagSet, given map[string]bool, getenv func(string) string) (err error) {
+	fs.VisitAll(func(f *flag.Flag) {
+		name := envPrefix + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
+		value := getenv(name)
+		if err != nil || value == "" || given[f.Name] {
+			return
+		}
+		if serr := fs.Set(f.Name, value); serr != nil {
+			err = fmt.Errorf("%s=%s in the environment: %w", name, value, serr)
+			return
+		}
+		given[f.Name] = true
+	})
+	return err
+}
+
+// logToFiles makes --log_dir and --log_file do what they say. On their own they
+// would have no effect, as klog writes to stderr unless told not to; so it
+// writes to both unless --logtostderr was given.
+func logToFiles(fs *flag.FlagSet, given map[string]bool) error {
+	dir := fs.Lookup("log_dir").Value.String()
+	if file := fs.Lookup("log_file").Value.String(); file != "" {
+		dir = filepath.Dir(file)
+	}
+	if dir == "" {
+		return nil
+	}
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("making the directory for the log files: %w", err)
+	}
+	if !given["logtostderr"] {
+		for flag, value := range map[string]string{"logtostderr": "false", "alsologtostderr": "true"} {
+			if err := fs.Set(flag, value); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func parseEndpoints(s string, to *[]string) error {
+	for _, e := range strings.Split(s, ",") {
+		e = strings.TrimSpace(e)
+		if e == "" {
+			continue
+		}
+		u, err := url.Parse(e)
+		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
+			return fmt.Errorf("--etcd-endpoints: %q is not a URL like http://10.0.0.1:2379", e)
+		}
+		*to = append(*to, e)
+	}
+	if len(*to) == 0 {
+		return errors.New("--etcd-endpoints: no endpoint is given")
+	}
+	return nil
+}
+
+func parseIP(name, s string, to *netip.Addr) error {
+	if s == "" {
+		return nil
+	}
+	a, err := netip.ParseAddr(s)
+	if err != nil || !a.Is4() {
+		return fmt.Errorf("--%s=%s: not an IPv4 address", name, s)
+	}
+	*to = a
+	return nil
+}
+
+func between(name string, n, min, max int) error {
+	if n < min || n > max {
+		return fmt.Errorf("--%s=%d: must be from %d to %d", name, n, min, max)
+	}
+	return nil
+}
+
+func together(name1, s1, name2, s2 string) error {
+	if s1 != "" && s2 == "" {
+		return fmt.Errorf("--%s needs --%s beside it", name1, name2)
+	}
+	if s2 != "" && s1 == "" {
+		return fmt.Errorf("--%s needs --%s beside it", name2, name1)
+	}
+	return nil
+}
+
+func notEmpty(name, s string) error {
+	if s == "" {
+		return fmt.Errorf("--%s: must not be empty", name)
+	}
+	return nil
+}
+
+// usage lists all flags, our own first.
+func usage(fs *flag.FlagSet, w io.Writer) {
+	fmt.Fprintln(w, "flanneld gives this host a subnet of the cluster's network and carries its containers' traffic to the others.")
+	fmt.Fprintln(w, "\nFlags (each also as "+envPrefix+"<NAME> in the environment, e.g. "+envPrefix+"ETCD_ENDPOINTS):")
+	klogs := flag.NewFlagSet("", flag.ContinueOnError)
+	klog.InitFlags(klogs)
+	line := func(f *flag.Flag) {
+		arg, text := flag.UnquoteUsage(f)
+		if arg != "" {
+			arg = "=" + arg
+		}
+		if f.DefValue != "" && f.DefValue != "false" && f.DefValue != "0" && !strings.Contains(text, "default") {
+			text += " (default " + f.DefValue + ")"
+		}
+		fmt.Fprintf(w, "  --%s%s\n        %s\n", f.Name, arg, text)
+	}
+	fs.VisitAll(func(f *flag.Flag) {
+		if klogs.Lookup(f.Name) == nil {
+			line(f)
+		}
+	})
+	fmt.Fprintln(w, "\nLogging:")
+	klogs.VisitAll(line)
+}

@@ -1,0 +1,139 @@
+package main
+
+import (
+	"bytes"
+	"errors"
+	"flag"
+	"io"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+func parse(env map[string]string, args ...string) (options, error) {
+	return parseFlags(args, func(name string) string { return env[name] }, io.Discard)
+}
+
+func TestDefaults(t *testing.T) {
+	o, err := parse(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := o.node
+	if !slices.Equal(o.etcd.Endpoints, []string{"http://127.0.0.1:4001", "http://127.0.0.1:2379"}) || o.etcd.Prefix != "/coreos.com/network" ||
+		n.SubnetFile != "/run/flannel/subnet.env" || n.RenewMargin != time.Hour || n.IPMasq || n.FirewallResync != 5*time.Second ||
+		!n.ForwardRules || n.HealthAddr.IsValid() || n.PublicIP.IsValid() || len(n.Interface.Ifaces) != 0 {
+		t.Errorf("%+v", o)
+	}
+}
+
+// The command lines in the field, word by word, after systemd and the shell
+// have expanded their variables, empty ones among them.
+func TestCommandLinesInTheField(t *testing.T) {
+	for line, check := range map[string]func(o options) bool{
+		"--public-ip=10.4.7.21 --etcd-endpoints=https://10.4.7.12:2379,https://10.4.7.21:2379,https://10.4.7.22:2379 --etcd-keyfile=./cert/client-key.pem --etcd-certfile=./cert/client.pem --etcd-cafile=./cert/ca.pem --iface=eth0 --subnet-file=./subnet.env --healthz-port=2401": func(o options) bool {
+			return o.node.PublicIP == netip.MustParseAddr("10.4.7.21") && len(o.etcd.Endpoints) == 3 && o.etcd.KeyFile == "./cert/client-key.pem" &&
+				o.etcd.CertFile == "./cert/client.pem" && o.etcd.CAFile == "./cert/ca.pem" && o.node.Interface.Ifaces[0] == "eth0" &&
+				o.node.SubnetFile == "./subnet.env" && o.node.HealthAddr == netip.MustParseAddrPort("0.0.0.0:2401")
+		},
+		"-etcd-endpoints=http://10.0.0.1:2379 -iface=eth1 -etcd-prefix=/atomic.io/network -ip-masq=true -v=0": func(o options) bool {
+			return o.node.IPMasq && o.node.Interface.Ifaces[0] == "eth1" && o.etcd.Prefix == "/atomic.io/network"
+		},
+		"-etcd-endpoints=http://10.0.0.1:2379 -iface= -etcd-prefix=/atomic.io/network ": func(o options) bool { return len(o.etcd.Endpoints) == 1 },
+		"-etcd-endpoints=http://10.0.0.1:2379 -etcd-prefix=/kubernetes/network":         func(o options) bool { return o.etcd.Prefix == "/kubernetes/network" },
+		" -ip-masq": func(o options) bool { return o.node.IPMasq },
+		"-etcd-endpoints=http://10.99.132.21:2379 -etcd-prefix=/dudu_flannel/network -logtostderr=true -v=3 -iface=eth0": func(o options) bool { return o.etcd.Prefix == "/dudu_flannel/network" },
+		"--iface eth0 --iface 10.0.0.7 --iface-regex ^10\\.1\\. -iface-regex ^ens --iface-can-reach 10.0.0.1 --subnet-lease-renew-margin 30 --iptables-resync 60 --iptables-forward-rules=false --healthz-ip 127.0.0.1 --healthz-port 80 --etcd-username u --etcd-password p": func(o options) bool {
+			i := o.node.Interface
+			return slices.Equal(i.Ifaces, []string{"eth0", "10.0.0.7"}) && slices.Equal(i.Regexes, []string{`^10\.1\.`, "^ens"}) && i.CanReach == netip.MustParseAddr("10.0.0.1") &&
+				o.node.RenewMargin == 30*time.Minute && o.node.FirewallResync == time.Minute && !o.node.ForwardRules &&
+				o.node.HealthAddr == netip.MustParseAddrPort("127.0.0.1:80") && o.etcd.Username == "u" && o.etcd.Password == "p"
+		},
+	} {
+		o, err := parse(nil, strings.Split(line, " ")...)
+		if err != nil {
+			t.Errorf("%s: %v", line, err)
+		} else if !check(o) {
+			t.Errorf("%s: %+v", line, o)
+		}
+	}
+}
+
+func TestEnvironment(t *testing.T) {
+	env := map[string]string{
+		"FLANNELD_ETCD_ENDPOINTS": "http://10.0.0.1:2379", "FLANNELD_IP_MASQ": "true", "FLANNELD_IFACE": "eth3",
+		"FLANNELD_SUBNET_LEASE_RENEW_MARGIN": "7", "FLANNELD_ETCD_PREFIX": "", "FLANNELD_V": "0",
+	}
+	o, err := parse(env, "--subnet-lease-renew-margin=8")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(o.etcd.Endpoints, []string{"http://10.0.0.1:2379"}) || !o.node.IPMasq || o.node.Interface.Ifaces[0] != "eth3" ||
+		o.node.RenewMargin != 8*time.Minute || o.etcd.Prefix != "/coreos.com/network" {
+		t.Errorf("%+v", o)
+	}
+	_, err = parse(map[string]string{"FLANNELD_IPTABLES_RESYNC": "often"})
+	if err == nil || !strings.HasPrefix(err.Error(), "FLANNELD_IPTABLES_RESYNC=often in the environment: ") {
+		t.Error(err)
+	}
+}
+
+func TestBadUsage(t *testing.T) {
+	for line, want := range map[string]string{
+		"--nonsense":                       "flag provided but not defined: -nonsense",
+		"leases":                           `"leases" is not a flag: all arguments are flags, see --help`,
+		"--etcd-endpoints=10.0.0.1:2379":   `--etcd-endpoints: "10.0.0.1:2379" is not a URL like http://10.0.0.1:2379`,
+		"--etcd-endpoints=":                "--etcd-endpoints: no endpoint is given",
+		"--etcd-prefix=/":                  "--etcd-prefix: must not be empty",
+		"--etcd-certfile=x":                "--etcd-certfile needs --etcd-keyfile beside it",
+		"--etcd-keyfile=x":                 "--etcd-keyfile needs --etcd-certfile beside it",
+		"--subnet-lease-renew-margin=0":    "--subnet-lease-renew-margin=0: must be from 1 to 1439",
+		"--subnet-lease-renew-margin=1440": "--subnet-lease-renew-margin=1440: must be from 1 to 1439",
+		"--iptables-resync=0":              "--iptables-resync=0: must be from 1 to 86400",
+		"--iptables-resync=x":              `invalid value "x" for flag -iptables-resync: parse error`,
+		"--healthz-port=65536":             "--healthz-port=65536: must be from 0 to 65535",
+		"--healthz-port=1 --healthz-ip=x":  "--healthz-ip=x: not an IP address",
+		"--public-ip=fd00::1":              "--public-ip=fd00::1: not an IPv4 address",
+		"--iface-can-reach=gateway":        "--iface-can-reach=gateway: not an IPv4 address",
+		"--iface-regex=(":                  "--iface-regex=( is not a regular expression",
+		"--subnet-file=":                   "--subnet-file: must not be empty",
+		"--ip-masq=maybe":                  `invalid boolean value "maybe" for -ip-masq: parse error`,
+	} {
+		o, err := parse(nil, strings.Fields(line)...)
+		if err == nil {
+			t.Errorf("%s: accepted as %+v", line, o)
+		} else if !strings.HasPrefix(err.Error(), want) || strings.Contains(err.Error(), "\n") {
+			t.Errorf("%s:\n got %v\nwant %s", line, err, want)
+		}
+		var stdout, stderr bytes.Buffer
+		if status := run(strings.Fields(line), func(string) string { return "" }, &stdout, &stderr); status != 2 || strings.Count(stderr.String(), "\n") != 1 || stdout.Len() != 0 {
+			t.Errorf("%s: status %d, stdout %q, stderr %q", line, status, &stdout, &stderr)
+		}
+	}
+}
+
+func TestHelpAndVersion(t *testing.T) {
+	for _, arg := range []string{"-version", "--version"} {
+		var stdout, stderr bytes.Buffer
+		if status := run([]string{arg}, func(string) string { return "" }, &stdout, &stderr); status != 0 || stdout.String() != "flanneld "+version+"\n" || stderr.Len() != 0 {
+			t.Errorf("%s: status %d, stdout %q, stderr %q", arg, status, &stdout, &stderr)
+		}
+	}
+	for _, arg := range []string{"-h", "-help", "--help"} {
+		var stdout, stderr bytes.Buffer
+		status := run([]string{arg}, func(string) string { return "" }, &stdout, &stderr)
+		if status != 0 || stderr.Len() != 0 {
+			t.Errorf("%s: status %d, stderr %q", arg, status, &stderr)
+		}
+		for _, name := range []string{"--etcd-endpoints=URLs", "--iface-can-reach", "--healthz-port", "--subnet-lease-renew-margin", "--vmodule", "--v="} {
+			if !strings.Contains(stdout.String(), name) {
+				t.Errorf("%s does not list %s", arg, name)
+			}
+		}
+	}
+	if _, err := parse(nil, "--help"); !errors.Is(err, flag.ErrHelp) {
+		t.Error(err)
+	}
+}

@@ -1,0 +1,324 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"flanneld/pkg/lab"
+)
+
+const vxlanConfig = `{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan"}}`
+
+// READY comes when the subnet file is there and the peers are programmed, and
+// not before; the other states are told too.
+func TestNotify(t *testing.T) {
+	c, s := newCluster(t)
+	const peers = 50
+	for i := range peers {
+		c.PutLease(fmt.Sprintf("10.1.%d.0-24", 100+i), fmt.Sprintf(`{"PublicIP":"172.30.1.%d","BackendType":"vxlan","BackendData":{"VtepMAC":"02:00:00:00:00:%02x"}}`, i+1, i), time.Hour)
+	}
+	h := c.Node("h1", s)
+	h.Start()
+	c.Must(h.Daemon.WaitNotify("STATUS=Waiting for the network config", time.Minute))
+	if slices.Contains(h.Daemon.Notified(), "READY=1") {
+		t.Error("READY=1 without a config")
+	}
+	c.SetConfig(vxlanConfig)
+	h.AwaitReady()
+	if n := strings.Count(h.Routes(), "flannel.1"); n != peers {
+		t.Errorf("at READY=1 there are %d routes for %d peers", n, peers)
+	}
+	if h.Env().MTU != 1450 {
+		t.Error("at READY=1 the subnet file is not there")
+	}
+	h.Stop()
+	if all := h.Daemon.Notified(); all[len(all)-1] != "STOPPING=1" {
+		t.Errorf("told %q", all)
+	}
+}
+
+// Each of the signals that service managers use stops it cleanly, whatever it
+// is doing, and leaves everything in place.
+func TestSignals(t *testing.T) {
+	c, s := newCluster(t)
+	waiting := c.Node("waiting", s)
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT} {
+		waiting.Start() // without a config it waits
+		c.Must(waiting.Daemon.WaitLog("no network config yet", time.Minute))
+		if status, err := waiting.Daemon.Stop(sig, 5*time.Second); status != 0 || err != nil {
+			t.Errorf("%v while waiting: exit status %d, %v", sig, status, err)
+		}
+	}
+	c.SetConfig(vxlanConfig)
+	h1, c1 := join(c, s, 1)
+	h2, c2 := join(c, s, 2)
+	reach(t, c1, c2, c2.Addr(), c1.Addr(), 1450)
+	before := func() string {
+		return strings.Join([]string{h1.Routes(), h1.Neighbours(), h1.FDB("flannel.1"), h1.Run("ip", "-d", "link", "show", "flannel.1"), h1.Run("iptables", "-S"), h1.Run("iptables", "-t", "nat", "-S")}, "\n")
+	}
+	want := before()
+	for _, sig := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT, syscall.SIGKILL} {
+		if status, err := h1.Daemon.Stop(sig, 5*time.Second); err != nil || status != 0 && sig != syscall.SIGKILL {
+			t.Errorf("%v: exit status %d, %v", sig, status, err)
+		}
+		if got := before(); got != want {
+			t.Errorf("%v: the kernel has\n%s\nwant\n%s", sig, got, want)
+		}
+		if _, err := c1.Ping(c2.Addr(), lab.Echo{}); err != nil {
+			t.Errorf("after %v: %v", sig, err)
+		}
+		h1.Start()
+		h1.AwaitReady()
+		if h1.Env().Subnet().String() != "10.1.1.0/24" {
+			t.Errorf("after %v the subnet is %v", sig, h1.Env().Subnet())
+		}
+		if got := before(); got != want {
+			t.Errorf("after %v and a start the kernel has\n%s\nwant\n%s", sig, got, want)
+		}
+	}
+	if !strings.Contains(h2.Daemon.Log(), "Ready") || strings.Count(h2.Daemon.Log(), "\n") > 20 {
+		t.Errorf("the other host's log is long:\n%s", h2.Daemon.Log())
+	}
+}
+
+// A lease is kept over a restart, found again by its subnet file when it is
+// gone, and moved along when the host's address changes; a stranger's is not
+// taken.
+func TestLeaseOverRestarts(t *testing.T) {
+	c, s := newCluster(t)
+	c.SetConfig(`{"Network": "10.1.0.0/16", "Backend": {"Type": "host-gw"}}`)
+	h := c.Node("h1", s)
+	run := func() string {
+		t.Helper()
+		h.Start()
+		h.AwaitReady()
+		h.Stop()
+		return strings.ReplaceAll(h.Env().Subnet().String(), "/", "-")
+	}
+	key := run()
+	if again := run(); again != key {
+		t.Errorf("%s became %s over a restart", key, again)
+	}
+	c.DeleteLease(key)
+	if again := run(); again != key {
+		t.Errorf("%s became %s after the lease was deleted", key, again)
+	}
+
+	old := h.Addr().String()
+	h.Run("ip", "addr", "del", old+"/24", "dev", "eth0")
+	h.Run("ip", "addr", "add", "172.30.0.77/24", "dev", "eth0")
+	h.Run("ip", "route", "replace", "default", "via", "172.30.0.1")
+	if again := run(); again != key || len(c.Leases()) != 1 || !strings.Contains(c.Leases()[key].Value, "172.30.0.77") {
+		t.Errorf("%s became %s when the address changed; the leases are %v", key, again, c.Leases())
+	}
+
+	// As a reservation it stays one.
+	c.PutLease(key, c.Leases()[key].Value, 0)
+	if again := run(); again != key || c.Leases()[key].TTL != 0 {
+		t.Errorf("the reservation %s became %s with TTL %d", key, again, c.Leases()[key].TTL)
+	}
+
+	// Another host has it by now.
+	stranger := `{"PublicIP":"172.30.0.200","BackendType":"host-gw"}`
+	c.PutLease(key, stranger, time.Hour)
+	if again := run(); again == key || c.Leases()[key].Value != stranger {
+		t.Errorf("%s was taken from its holder: %v", key, c.Leases())
+	}
+}
+
+// While it runs, the own lease is claimed again when it is gone; when another
+// host has it, flanneld says who and ends with status 1.
+func TestOwnLease(t *testing.T) {
+	c, s := newCluster(t)
+	c.SetConfig(vxlanConfig)
+	h1, c1 := join(c, s, 1)
+	h2, c2 := join(c, s, 2)
+	c.DeleteLease("10.1.1.0-24")
+	lab.Eventually(t, within, "the lease is claimed again", func() error {
+		if l, ok := c.Leases()["10.1.1.0-24"]; !ok || l.TTL == 0 {
+			return fmt.Errorf("the leases are %v", c.Leases())
+		}
+		return nil
+	})
+	reach(t, c1, c2, c2.Addr(), c1.Addr(), 1450)
+
+	c.PutLease("10.1.1.0-24", `{"PublicIP":"172.30.0.99","BackendType":"vxlan","BackendData":{"VtepMAC":"02:00:00:00:00:99"}}`, time.Hour)
+	status, err := h1.Daemon.Wait(5 * time.Second)
+	if err != nil || status != 1 {
+		t.Errorf("exit status %d, %v", status, err)
+	}
+	want := fmt.Sprintf("Stopping: the subnet 10.1.1.0/24 of this host (%v) is now leased by 172.30.0.99", h1.Addr())
+	if !strings.Contains(h1.Daemon.Log(), want) {
+		t.Errorf("the log lacks %q", want)
+	}
+	// Started again, as systemd would, it gets another subnet, and everybody
+	// follows.
+	h1.Start()
+	h1.AwaitReady()
+	if h1.Env().Subnet().String() == "10.1.1.0/24" {
+		t.Error("it has the same subnet again")
+	}
+	h1.RemoveContainers()
+	c1 = h1.AddContainer("again")
+	reach(t, c1, c2, c2.Addr(), c1.Addr(), 1450)
+	if !strings.Contains(h2.FDB("flannel.1"), "02:00:00:00:00:99 dst 172.30.0.99 self permanent") {
+		t.Errorf("the other host does not know the new holder:\n%s", h2.FDB("flannel.1"))
+	}
+}
+
+// etcd that is not there yet, or goes away, is waited for; the log says so
+// twice and no more.
+func TestEtcdAway(t *testing.T) {
+	c, s := newCluster(t)
+	c.SetConfig(vxlanConfig)
+	c.Etcd.Stop()
+	h1 := c.Node("h1", s)
+	reserve(c, h1, 1)
+	h1.Start()
+	c.Must(h1.Daemon.WaitLog("The store does not answer; .*connection refused", time.Minute))
+	c.Etcd.Restart()
+	h1.AwaitReady()
+	_, c2 := join(c, s, 2)
+	c1 := h1.AddContainer("c")
+	reach(t, c1, c2, c2.Addr(), c1.Addr(), 1450)
+
+	c.Etcd.Stop()
+	lab.Eventually(t, 10*time.Second, "the outage is said", func() error {
+		if n := strings.Count(h1.Daemon.Log(), "The store does not answer"); n != 2 {
+			return fmt.Errorf("said %d times", n)
+		}
+		return nil
+	})
+	reach(t, c1, c2, c2.Addr(), c1.Addr(), 1450)
+	c.Etcd.Restart()
+	_, c3 := join(c, s, 3)
+	lab.EventuallyPing(t, 5*time.Second, c1, c3.Addr(), lab.Echo{Timeout: 100 * time.Millisecond})
+	if n := strings.Count(h1.Daemon.Log(), "The store answers again"); n != 2 {
+		t.Errorf("its end is said %d times", n)
+	}
+}
+
+// Without the subnet file dockerd must not start, so neither does flanneld.
+func TestSubnetFile(t *testing.T) {
+	c, s := newCluster(t)
+	c.SetConfig(`{"Network": "10.1.0.0/16", "Backend": {"Type": "host-gw"}}`)
+	h := c.Node("h1", s)
+	// Its directory is made if it is missing, and it is readable by all.
+	file := filepath.Join(h.Dir, "new", "dir", "subnet.env")
+	h.Start("--subnet-file="+file, "--ip-masq")
+	h.AwaitReady()
+	info, err := os.Stat(file)
+	c.Must(err)
+	if info.Mode() != 0o644 {
+		t.Errorf("its mode is %v", info.Mode())
+	}
+	text, err := os.ReadFile(file)
+	c.Must(err)
+	if !strings.HasSuffix(string(text), "FLANNEL_IPMASQ=true\n") {
+		t.Errorf("it says %s", text)
+	}
+	h.Stop()
+	left, err := os.ReadDir(filepath.Dir(file))
+	c.Must(err)
+	for _, e := range left {
+		if !slices.Contains([]string{"subnet.env", "subnet.env.lease"}, e.Name()) {
+			t.Errorf("%s was left behind", e.Name())
+		}
+	}
+
+	c.Must(writeFile(filepath.Join(h.Dir, "file"), ""))
+	c.Must(os.Mkdir(filepath.Join(h.Dir, "directory"), 0o755))
+	for _, name := range []string{"file/subnet.env", "directory"} {
+		h.Start("--subnet-file=" + filepath.Join(h.Dir, name))
+		status, err := h.Daemon.Wait(10 * time.Second)
+		if err != nil || status != 1 || !strings.Contains(h.Daemon.Log(), "Stopping: writing the subnet file "+filepath.Join(h.Dir, name)+", without which dockerd must not start: ") {
+			t.Errorf("%s: exit status %d, %v", name, status, err)
+		}
+		if slices.Contains(h.Daemon.Notified(), "READY=1") {
+			t.Errorf("%s: READY=1 all the same", name)
+		}
+	}
+	if _, err := os.Stat(h.SubnetFile()); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("another file was written: %v", err)
+	}
+}
+
+// An interface or address that cannot be used is an error that says what there
+// is instead.
+func TestInterfaces(t *testing.T) {
+	c, s := newCluster(t)
+	c.SetConfig(`{"Network": "10.1.0.0/16", "Backend": {"Type": "host-gw"}}`)
+	h := c.Node("h1", s)
+	h.Run("ip", "link", "add", "bare", "type", "bridge")
+	there := fmt.Sprintf("eth0 (%v)", h.Addr())
+	for _, test := range []struct {
+		args []string
+		want string
+	}{
+		{[]string{"--iface=", "--iface=eth7"}, "eth7"},
+		{[]string{"--iface=bare"}, "bare"},
+		{[]string{"--iface=10.9.9.9"}, "10.9.9.9"},
+		{[]string{"--iface-regex=^wlan"}, "^wlan"},
+	} {
+		args := test.args
+		h.Daemon = h.StartProgram(lab.Program{Name: "flanneld", Args: append([]string{
+			lab.Binary("flanneld"), "--etcd-endpoints=" + c.Etcd.Endpoint(), "--subnet-file=" + h.SubnetFile()}, args...)})
+		status, err := h.Daemon.Wait(10 * time.Second)
+		log := h.Daemon.Log()
+		if err != nil || status != 1 || !strings.Contains(log, test.want) || !strings.Contains(log, there) {
+			t.Errorf("%v: exit status %d, %v, log\n%s", args, status, err, log)
+		}
+	}
+	h.Start("--public-ip=203.0.113.7")
+	status, err := h.Daemon.Wait(10 * time.Second)
+	if err != nil || status != 1 || !strings.Contains(h.Daemon.Log(), "host-gw cannot use the public IP 203.0.113.7") {
+		t.Errorf("host-gw behind a NAT: exit status %d, %v", status, err)
+	}
+}
+
+// /healthz is served, and a port that is taken is an error at the start.
+func TestHealthz(t *testing.T) {
+	c, s := newCluster(t)
+	h := c.Node("h1", s)
+	h.Start("--healthz-port=2401")
+	get := func() (string, error) {
+		resp, err := h.HTTP().Get(fmt.Sprintf("http://%v:2401/healthz", h.Addr()))
+		if err != nil {
+			return "", err
+		}
+		defer resp.Body.Close()
+		text, err := io.ReadAll(resp.Body)
+		return fmt.Sprintf("%d %s", resp.StatusCode, text), err
+	}
+	await := func(want string) {
+		t.Helper()
+		lab.Eventually(t, 10*time.Second, "healthz", func() error {
+			if got, err := get(); err != nil || got != want {
+				return fmt.Errorf("%q, %v; want %q", got, err, want)
+			}
+			return nil
+		})
+	}
+	await(fmt.Sprintf("%d not ready yet\n", http.StatusServiceUnavailable))
+	c.SetConfig(vxlanConfig)
+	h.AwaitReady()
+	await("200 ok\n")
+	second := h.Start
+	first := h.Daemon
+	second("--healthz-port=2401")
+	if status, err := h.Daemon.Wait(10 * time.Second); err != nil || status != 1 || !strings.Contains(h.Daemon.Log(), "serving /healthz on 0.0.0.0:2401: ") {
+		t.Errorf("with the port taken: exit status %d, %v", status, err)
+	}
+	h.Daemon = first
+	h.Stop()
+}

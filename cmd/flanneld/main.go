@@ -1,0 +1,78 @@
+// Command flanneld is the node daemon: it gives its host a subnet of the
+// cluster's network and carries its containers' traffic to those of the others.
+//
+// This package reads the command line and turns the outcome into an exit
+// status; package network is what runs.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/coreos/go-systemd/v22/daemon"
+	"k8s.io/klog/v2"
+
+	"flanneld/network"
+	"flanneld/subnet/etcdv2"
+)
+
+// version is set by the build.
+var version = "unknown"
+
+// Exit statuses. A service manager starts the daemon again after exitFailure;
+// after exitUsage that would be of no use.
+const (
+	exitOK      = 0
+	exitFailure = 1
+	exitUsage   = 2
+)
+
+func main() { os.Exit(run(os.Args[1:], os.Getenv, os.Stdout, os.Stderr)) }
+
+func run(args []string, getenv func(string) string, stdout, stderr io.Writer) int {
+	o, err := parseFlags(args, getenv, stdout)
+	switch {
+	case errors.Is(err, flag.ErrHelp):
+		return exitOK
+	case err != nil:
+		fmt.Fprintf(stderr, "flanneld: %v\n", err)
+		return exitUsage
+	case o.version:
+		fmt.Fprintf(stdout, "flanneld %s\n", version)
+		return exitOK
+	}
+	defer klog.Flush()
+
+	// supervisord's stopsignal is often QUIT; it is to end as cleanly.
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT)
+	defer stop()
+
+	klog.Infof("flanneld %s starts", version)
+	store, err := etcdv2.New(o.etcd)
+	if err != nil {
+		klog.Errorf("Stopping: %v", err)
+		return exitFailure
+	}
+	o.node.Notify = notify
+	err = network.Run(ctx, store, o.node)
+	notify("STOPPING=1")
+	if err != nil {
+		klog.Errorf("Stopping: %v", err)
+		return exitFailure
+	}
+	klog.Info("Stopped; the lease and what is in the kernel stay, so that traffic goes on")
+	return exitOK
+}
+
+// notify tells systemd, if it is there.
+func notify(state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		klog.Warningf("Telling systemd %q: %v", state, err)
+	}
+}
