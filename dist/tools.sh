@@ -1,0 +1,61 @@
+#!/bin/sh
+# Installs the commands that the tests and the demo call, where they are missing
+# and this user may; if not, says how to get them. Does nothing, and asks no
+# network, when all are there.
+set -eu
+
+# The PATH of ordinary users may lack these; the lab looks there as well.
+PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
+export PATH
+
+have() { [ -x "$(command -v "$1" 2>/dev/null)" ]; }
+
+missing() {
+	for command in ip bridge iptables; do
+		have "$command" || printf '%s ' "$command"
+	done
+}
+
+lacks=$(missing)
+[ -n "$lacks" ] || exit 0
+
+iproute=iproute2 # the package's name nearly everywhere
+refresh=
+if have apt-get; then
+	install='env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends'
+	refresh='apt-get update'
+elif have dnf; then
+	install='dnf install -y' iproute=iproute
+elif have yum; then
+	install='yum install -y' iproute=iproute
+elif have zypper; then
+	install='zypper --non-interactive install'
+	refresh='zypper --non-interactive refresh'
+elif have pacman; then
+	install='pacman -S --noconfirm --needed'
+	refresh='pacman -Sy'
+elif have apk; then
+	install='apk add'
+	refresh='apk update'
+else
+	install=
+fi
+
+packages=
+case $lacks in *ip\ * | *bridge*) packages=$iproute ;; esac
+case $lacks in *iptables*) packages="$packages${packages:+ }iptables" ;; esac
+
+fail() {
+	echo "Tests and demo need commands that are missing: $lacks- $1" >&2
+	exit 1
+}
+
+[ -n "$install" ] || fail "install $packages with this system's package manager"
+[ "$(id -u)" = 0 ] || fail "as root, run: ${install#env * } $packages"
+
+echo "Missing: $lacks- running: $install $packages"
+# The package lists may be old, or not there yet.
+$install $packages || { [ -n "$refresh" ] && $refresh && $install $packages; } ||
+	fail "installing $packages did not work, as the lines above tell"
+lacks=$(missing)
+[ -z "$lacks" ] || fail "they are still missing after installing $packages"
