@@ -1,0 +1,47 @@
+# Without a target, make builds flanneld. "make help" lists the targets.
+
+GO = go
+
+# What flanneld --version says; set it where there is no git history to ask.
+VERSION = $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+# Further arguments of go test, such as TESTFLAGS='-run TestBackends -v'.
+TESTFLAGS =
+
+# -buildvcs=false: the version is given above, and asking git a second time
+# fails the build where the tree belongs to another user.
+BUILD = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false
+
+.PHONY: build test demo lint fmt-check tools clean help
+
+build: ## build bin/flanneld (the default)
+	$(BUILD) -ldflags "-s -w -X main.version=$(VERSION)" -o bin/flanneld ./cmd/flanneld
+
+# The race detector wants cgo, and so a C compiler; whether that works, building
+# the detector itself tells.
+test: tools build ## run all tests, with the race detector where a C compiler is there
+	@race=; \
+	if $(GO) build -race -o /dev/null runtime/race 2>/dev/null; then race=-race; \
+	else echo 'No race detector: it needs a C compiler and cgo.'; export CGO_ENABLED=0; fi; \
+	set -x; $(GO) test $$race -timeout 20m $(TESTFLAGS) ./...
+
+demo: tools ## show each backend at work on three hosts, and measure it (half a minute)
+	@$(BUILD) -o bin/demo ./cmd/demo
+	@exec bin/demo
+
+lint: fmt-check ## gofmt, go vet and staticcheck, all silent
+	$(GO) vet ./...
+	$(GO) tool -modfile=dist/lint/go.mod staticcheck ./...
+
+fmt-check: ## name the Go files that gofmt would change
+	@files=$$(gofmt -l .) || exit 1; \
+	if [ -n "$$files" ]; then echo "gofmt -w would change:"; echo "$$files"; exit 1; fi
+
+tools: ## install ip, bridge and iptables, which tests and demo call, where they are missing
+	@sh dist/tools.sh
+
+clean: ## remove what was built
+	rm -rf bin
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
