@@ -10,10 +10,12 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// Bounds of the wait between two tries at a store that does not answer.
 const (
+	// Bounds of the wait between two tries at a store that does not answer.
+	// Half as much may be added by chance: five seconds after the store is back,
+	// everybody has noticed.
 	firstRetry = 200 * time.Millisecond
-	lastRetry  = 4 * time.Second
+	lastRetry  = 3 * time.Second
 	// sayAgain is how often an outage that goes on is mentioned in the log.
 	sayAgain = time.Minute
 )

@@ -23,9 +23,10 @@ const vxlanConfig = `{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan"}}`
 // not before; the other states are told too.
 func TestNotify(t *testing.T) {
 	c, s := newCluster(t)
-	const peers = 50
+	// So many that programming them takes some time.
+	const peers = 2000
 	for i := range peers {
-		c.PutLease(fmt.Sprintf("10.1.%d.0-24", 100+i), fmt.Sprintf(`{"PublicIP":"172.30.1.%d","BackendType":"vxlan","BackendData":{"VtepMAC":"02:00:00:00:00:%02x"}}`, i+1, i), time.Hour)
+		c.PutLease(fmt.Sprintf("10.1.%d.%d-28", 64+i/16, i%16*16), fmt.Sprintf(`{"PublicIP":"172.31.%d.%d","BackendType":"vxlan","BackendData":{"VtepMAC":"02:00:00:00:%02x:%02x"}}`, i/200, i%200+1, i/200, i%200), time.Hour)
 	}
 	h := c.Node("h1", s)
 	h.Start()
@@ -33,7 +34,7 @@ func TestNotify(t *testing.T) {
 	if slices.Contains(h.Daemon.Notified(), "READY=1") {
 		t.Error("READY=1 without a config")
 	}
-	c.SetConfig(vxlanConfig)
+	c.SetConfig(`{"Network": "10.1.0.0/16", "SubnetLen": 28, "Backend": {"Type": "vxlan"}}`)
 	h.AwaitReady()
 	if n := strings.Count(h.Routes(), "flannel.1"); n != peers {
 		t.Errorf("at READY=1 there are %d routes for %d peers", n, peers)

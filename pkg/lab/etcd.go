@@ -8,8 +8,6 @@ import (
 	"path/filepath"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // Etcd is a cluster of one etcd with the v2 API, on a host of its own or
@@ -22,8 +20,8 @@ type Etcd struct {
 	data string
 }
 
-// etcdTimeout is how long etcd may take to answer or to stop. It needs a tenth
-// of a second on an idle machine; the rest is for busy ones.
+// etcdTimeout is how long etcd may take to answer. It needs a tenth of a second
+// on an idle machine; the rest is for busy ones.
 const etcdTimeout = 30 * time.Second
 
 // Etcd starts etcd on the host, on its address and on 127.0.0.1, both with
@@ -81,17 +79,12 @@ func (e *Etcd) Restart() {
 	}
 }
 
-// Stop ends etcd in good order and keeps its data. An etcd that is paused is
-// let go on for that.
+// Stop ends etcd and keeps its data, which it has written to its log before it
+// answered. It does so at once: asked in good order, etcd first waits for the
+// long polls of those that watch it, for seconds and at times without end.
 func (e *Etcd) Stop() {
 	e.host.lab.Helper()
-	if !e.Running() {
-		return
-	}
-	e.signalGroup(unix.SIGCONT) // it may have ended just now; Stop tells
-	if _, err := e.Process.Stop(unix.SIGTERM, etcdTimeout); err != nil {
-		e.host.lab.Fatalf("stopping etcd: %v", err)
-	}
+	e.Kill()
 }
 
 // Wipe makes etcd lose its data, like an operator who starts over with an empty

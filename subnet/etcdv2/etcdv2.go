@@ -78,7 +78,7 @@ func (s *Store) leaseKey(k string) string { return path.Join(s.subnetsDir(), k) 
 func (s *Store) Config(ctx context.Context) (string, uint64, error) {
 	resp, err := s.keys.Get(ctx, s.configKey(), &client.GetOptions{Quorum: true})
 	if err != nil {
-		err, index := explain("reading", s.configKey(), err)
+		index, err := explain("reading", s.configKey(), err)
 		return "", index, err
 	}
 	if resp.Node.Dir {
@@ -90,7 +90,7 @@ func (s *Store) Config(ctx context.Context) (string, uint64, error) {
 // AwaitConfig implements subnet.Store.
 func (s *Store) AwaitConfig(ctx context.Context, revision uint64) error {
 	_, err := s.keys.Watcher(s.configKey(), &client.WatcherOptions{AfterIndex: revision}).Next(ctx)
-	err, _ = explain("watching", s.configKey(), err)
+	_, err = explain("watching", s.configKey(), err)
 	return err
 }
 
@@ -98,7 +98,7 @@ func (s *Store) AwaitConfig(ctx context.Context, revision uint64) error {
 func (s *Store) List(ctx context.Context) ([]subnet.Entry, uint64, error) {
 	resp, err := s.keys.Get(ctx, s.subnetsDir(), &client.GetOptions{Recursive: true, Quorum: true})
 	if err != nil {
-		err, index := explain("listing", s.subnetsDir(), err)
+		index, err := explain("listing", s.subnetsDir(), err)
 		if errors.Is(err, subnet.ErrNotFound) {
 			return nil, index, nil // nobody has leased anything yet
 		}
@@ -129,7 +129,7 @@ func (w *watcher) Next() ([]subnet.Event, error) {
 	for {
 		resp, err := w.w.Next(w.ctx)
 		if err != nil {
-			err, _ = explain("watching", w.s.subnetsDir(), err)
+			_, err = explain("watching", w.s.subnetsDir(), err)
 			return nil, err
 		}
 		deleted := false
@@ -161,7 +161,7 @@ func (s *Store) Update(ctx context.Context, key string, revision uint64, value s
 func (s *Store) set(ctx context.Context, key, value string, opts *client.SetOptions) (subnet.Entry, error) {
 	resp, err := s.keys.Set(ctx, s.leaseKey(key), value, opts)
 	if err != nil {
-		err, _ = explain("writing", s.leaseKey(key), err)
+		_, err = explain("writing", s.leaseKey(key), err)
 		return subnet.Entry{}, err
 	}
 	return entry(resp.Node), nil
@@ -170,7 +170,7 @@ func (s *Store) set(ctx context.Context, key, value string, opts *client.SetOpti
 // Delete implements subnet.Store.
 func (s *Store) Delete(ctx context.Context, key string, revision uint64) error {
 	_, err := s.keys.Delete(ctx, s.leaseKey(key), &client.DeleteOptions{PrevIndex: revision})
-	err, _ = explain("deleting", s.leaseKey(key), err)
+	_, err = explain("deleting", s.leaseKey(key), err)
 	return err
 }
 
@@ -185,14 +185,14 @@ func entry(n *client.Node) subnet.Entry {
 }
 
 // explain turns an error of the client about a key into the answer it stands
-// for, or into one message that says what went wrong; with the index that
-// etcd's answer had.
-func explain(doing, key string, err error) (error, uint64) {
+// for, or into one message that says what went wrong; and returns the index
+// that etcd's answer had.
+func explain(doing, key string, err error) (index uint64, _ error) {
 	var answer client.Error
 	var cluster *client.ClusterError
 	switch {
 	case err == nil:
-		return nil, 0
+		return 0, nil
 	case errors.As(err, &answer):
 		switch answer.Code {
 		case client.ErrorCodeKeyNotFound:
@@ -202,15 +202,15 @@ func explain(doing, key string, err error) (error, uint64) {
 		case client.ErrorCodeEventIndexCleared:
 			err = subnet.ErrWatchLost
 		default:
-			return fmt.Errorf("%s %s: etcd says: %s (%s)", doing, key, answer.Message, answer.Cause), answer.Index
+			return answer.Index, fmt.Errorf("%s %s: etcd says: %s (%s)", doing, key, answer.Message, answer.Cause)
 		}
-		return fmt.Errorf("%s is %w", key, err), answer.Index
+		return answer.Index, fmt.Errorf("%s is %w", key, err)
 	case errors.Is(err, client.ErrInvalidJSON):
-		return fmt.Errorf("%s %s: the answer is not one of etcd's v2 API (from version 3.4 on etcd serves that only when started with --enable-v2)", doing, key), 0
+		return 0, fmt.Errorf("%s %s: the answer is not one of etcd's v2 API (from version 3.4 on etcd serves that only when started with --enable-v2)", doing, key)
 	case errors.As(err, &cluster):
-		return fmt.Errorf("%s %s: no etcd endpoint has answered: %s", doing, key, oneLine(cluster)), 0
+		return 0, fmt.Errorf("%s %s: no etcd endpoint has answered: %s", doing, key, oneLine(cluster))
 	}
-	return fmt.Errorf("%s %s in etcd: %w", doing, key, err), 0
+	return 0, fmt.Errorf("%s %s in etcd: %w", doing, key, err)
 }
 
 // oneLine lists what each endpoint said, the same thing once.
