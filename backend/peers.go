@@ -29,7 +29,7 @@ func ownDevice(name, kind string) bool {
 // left out for a reason that an operator should know there is a fault.
 func Peers(host Host, backendType string, own netip.Prefix, leases []subnet.Lease) (peers []subnet.Lease, faults []error) {
 	leaveOut := func(l subnet.Lease, format string, args ...any) {
-		faults = append(faults, fmt.Errorf("Leaving out the lease of %v: "+format, append([]any{l}, args...)...))
+		faults = append(faults, fmt.Errorf("leaving out the lease of %v: "+format, append([]any{l}, args...)...))
 	}
 	for _, l := range leases {
 		switch {

@@ -21,7 +21,7 @@ func TestPeers(t *testing.T) {
 	host := backend.Host{Network: netip.MustParsePrefix("10.1.0.0/16"), PublicIP: netip.MustParseAddr("192.0.2.1")}
 	own := lease("10.1.1.0/24", "192.0.2.1", "vxlan")
 	peer := lease("10.1.2.0/24", "192.0.2.2", "vxlan")
-	const leaving = "Leaving out the lease of "
+	const leaving = "leaving out the lease of "
 	for _, test := range []struct {
 		name   string
 		leases []subnet.Lease

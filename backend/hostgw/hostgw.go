@@ -48,7 +48,7 @@ func plan(host backend.Host, own netip.Prefix, leases []subnet.Lease, view kerne
 	peers, faults := backend.Peers(host, Type, own, leases)
 	for _, l := range peers {
 		if !view.OnLink(l.PublicIP, host.Interface.Name) {
-			faults = append(faults, fmt.Errorf("The peer %v cannot be reached: its address is not on the link of %s, which host-gw needs; vxlan with DirectRouting does without",
+			faults = append(faults, fmt.Errorf("the peer %v cannot be reached: its address is not on the link of %s, which host-gw needs; vxlan with DirectRouting does without",
 				l, host.Interface.Name))
 			continue
 		}

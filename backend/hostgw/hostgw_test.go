@@ -59,9 +59,9 @@ route 10.1.7.0/24 via 192.0.2.6 dev eth0
 	}
 	const reason = ") cannot be reached: its address is not on the link of eth0, which host-gw needs; vxlan with DirectRouting does without"
 	if d := cmp.Diff([]string{
-		"Leaving out the lease of 10.1.5.0/24 (held by 192.0.2.5): its backend is vxlan, this host's is host-gw",
-		"The peer 10.1.3.0/24 (held by 203.0.113.3" + reason,
-		"The peer 10.1.4.0/24 (held by 198.51.100.4" + reason,
+		"leaving out the lease of 10.1.5.0/24 (held by 192.0.2.5): its backend is vxlan, this host's is host-gw",
+		"the peer 10.1.3.0/24 (held by 203.0.113.3" + reason,
+		"the peer 10.1.4.0/24 (held by 198.51.100.4" + reason,
 	}, faults); d != "" {
 		t.Errorf("faults (-want +got):\n%s", d)
 	}

@@ -114,14 +114,14 @@ func (b *vxlan) plan(own netip.Prefix, leases []subnet.Lease, view kernel.Host) 
 		}
 		mac, err := vtepMAC(l.BackendData)
 		if err != nil {
-			faults = append(faults, fmt.Errorf("Leaving out the lease of %v: %w", l, err))
+			faults = append(faults, fmt.Errorf("leaving out the lease of %v: %w", l, err))
 			continue
 		}
 		if other, twice := holders[mac]; twice || mac == b.mac {
 			if !twice {
 				other = subnet.Lease{Subnet: own, Attrs: subnet.Attrs{PublicIP: b.host.PublicIP}}
 			}
-			faults = append(faults, fmt.Errorf("Leaving out the lease of %v: its VtepMAC %v is also that of %v; delete the device %s on one of the two and restart flanneld there",
+			faults = append(faults, fmt.Errorf("leaving out the lease of %v: its VtepMAC %v is also that of %v; delete the device %s on one of the two and restart flanneld there",
 				l, mac, other, b.device()))
 			continue
 		}

@@ -112,24 +112,24 @@ fdb 02:00:00:00:00:04 dst 198.51.100.4
 			bad("10.1.19.0/24", `{"VtepMAC":5}`),
 			near,
 		}, state: ownDevice + nearVXLAN, faults: []string{
-			"Leaving out the lease of 10.1.11.0/24 (held by 203.0.113.9): it has no BackendData with a VtepMAC",
-			`Leaving out the lease of 10.1.12.0/24 (held by 203.0.113.9): its VtepMAC "" is not the MAC of a host`,
-			`Leaving out the lease of 10.1.13.0/24 (held by 203.0.113.9): its VtepMAC "02:00" is not the MAC of a host`,
-			`Leaving out the lease of 10.1.14.0/24 (held by 203.0.113.9): its VtepMAC "01:00:5e:00:00:01" is not the MAC of a host`,
-			`Leaving out the lease of 10.1.15.0/24 (held by 203.0.113.9): its VtepMAC "ff:ff:ff:ff:ff:ff" is not the MAC of a host`,
-			`Leaving out the lease of 10.1.16.0/24 (held by 203.0.113.9): its VtepMAC "00:00:00:00:00:00" is not the MAC of a host`,
-			`Leaving out the lease of 10.1.17.0/24 (held by 203.0.113.9): its VtepMAC "02:00:00:00:00:00:00:01" is not the MAC of a host`,
-			"Leaving out the lease of 10.1.18.0/24 (held by 203.0.113.9): its BackendData cannot be read: …",
-			"Leaving out the lease of 10.1.19.0/24 (held by 203.0.113.9): its BackendData cannot be read: …",
+			"leaving out the lease of 10.1.11.0/24 (held by 203.0.113.9): it has no BackendData with a VtepMAC",
+			`leaving out the lease of 10.1.12.0/24 (held by 203.0.113.9): its VtepMAC "" is not the MAC of a host`,
+			`leaving out the lease of 10.1.13.0/24 (held by 203.0.113.9): its VtepMAC "02:00" is not the MAC of a host`,
+			`leaving out the lease of 10.1.14.0/24 (held by 203.0.113.9): its VtepMAC "01:00:5e:00:00:01" is not the MAC of a host`,
+			`leaving out the lease of 10.1.15.0/24 (held by 203.0.113.9): its VtepMAC "ff:ff:ff:ff:ff:ff" is not the MAC of a host`,
+			`leaving out the lease of 10.1.16.0/24 (held by 203.0.113.9): its VtepMAC "00:00:00:00:00:00" is not the MAC of a host`,
+			`leaving out the lease of 10.1.17.0/24 (held by 203.0.113.9): its VtepMAC "02:00:00:00:00:00:00:01" is not the MAC of a host`,
+			"leaving out the lease of 10.1.18.0/24 (held by 203.0.113.9): its BackendData cannot be read: …",
+			"leaving out the lease of 10.1.19.0/24 (held by 203.0.113.9): its BackendData cannot be read: …",
 		}},
 		{name: "a MAC twice", leases: []subnet.Lease{near, lease("10.1.5.0/24", "192.0.2.5", `{"VtepMAC":"02:00:00:00:00:02"}`)}, state: ownDevice + nearVXLAN, faults: []string{
-			"Leaving out the lease of 10.1.5.0/24 (held by 192.0.2.5): its VtepMAC 02:00:00:00:00:02 is also that of 10.1.2.0/24 (held by 192.0.2.2); delete the device flannel.1 on one of the two and restart flanneld there",
+			"leaving out the lease of 10.1.5.0/24 (held by 192.0.2.5): its VtepMAC 02:00:00:00:00:02 is also that of 10.1.2.0/24 (held by 192.0.2.2); delete the device flannel.1 on one of the two and restart flanneld there",
 		}},
 		{name: "the own MAC", leases: []subnet.Lease{lease("10.1.5.0/24", "192.0.2.5", `{"VtepMAC":"02:00:00:00:00:01"}`), near}, state: ownDevice + nearVXLAN, faults: []string{
-			"Leaving out the lease of 10.1.5.0/24 (held by 192.0.2.5): its VtepMAC 02:00:00:00:00:01 is also that of 10.1.1.0/24 (held by 192.0.2.1); delete the device flannel.1 on one of the two and restart flanneld there",
+			"leaving out the lease of 10.1.5.0/24 (held by 192.0.2.5): its VtepMAC 02:00:00:00:00:01 is also that of 10.1.1.0/24 (held by 192.0.2.1); delete the device flannel.1 on one of the two and restart flanneld there",
 		}},
 		{name: "another backend", leases: []subnet.Lease{near, {Subnet: netip.MustParsePrefix("10.1.5.0/24"), Attrs: subnet.Attrs{PublicIP: netip.MustParseAddr("192.0.2.5"), BackendType: "udp"}}},
-			state: ownDevice + nearVXLAN, faults: []string{"Leaving out the lease of 10.1.5.0/24 (held by 192.0.2.5): its backend is udp, this host's is vxlan"}},
+			state: ownDevice + nearVXLAN, faults: []string{"leaving out the lease of 10.1.5.0/24 (held by 192.0.2.5): its backend is udp, this host's is vxlan"}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if test.config == "" {
@@ -216,7 +216,7 @@ func TestConfig(t *testing.T) {
 func TestNewMAC(t *testing.T) {
 	// As it must stay over versions too: peers of a host that has rebooted
 	// into a new version need not learn another.
-	if got, want := newMAC(netip.MustParseAddr("192.0.2.1"), 1), "NEWMAC"; got.String() != want {
+	if got, want := newMAC(netip.MustParseAddr("192.0.2.1"), 1), "d2:a8:74:a8:a5:63"; got.String() != want {
 		t.Errorf("the MAC of 192.0.2.1 is %v, was %s", got, want)
 	}
 	seen := map[kernel.MAC]bool{}

@@ -26,6 +26,7 @@ func (t *table) ensureDevice(d *Device, mine []netlink.Link) (index int, changed
 		if err := t.handle.LinkDel(l); gone(err) != nil {
 			return 0, changed, fmt.Errorf("removing the device %s: %w", l.Attrs().Name, err)
 		}
+		delete(t.names, l.Attrs().Index) // or its name would stand for two devices
 		changed = true
 	}
 	switch {

@@ -8,7 +8,8 @@ import (
 )
 
 // have is what the kernel has, as far as it is ours or in our way. A value of
-// an entry that State cannot express is marked odd, so that it equals nothing.
+// an entry that State cannot express is marked odd, so that it equals nothing;
+// an FDB entry like that has no Dst.
 type have struct {
 	// routes are those in the slots State can fill: main table, no metric.
 	// There may be several to one destination.
@@ -65,7 +66,7 @@ const (
 	conflict // a route is wanted where there is a foreign one: it is not set
 	delRoute
 	delNeigh
-	delFDB
+	delFDB // with all destinations, as clearFDB
 )
 
 func (c change) String() string {
@@ -73,7 +74,7 @@ func (c change) String() string {
 	case setNeigh:
 		return fmt.Sprintf("setting the neighbour %v", c.neigh)
 	case clearFDB, delFDB:
-		return fmt.Sprintf("deleting the FDB entry %v", c.fdb)
+		return fmt.Sprintf("deleting the FDB entry %v", c.fdb.MAC)
 	case setFDB:
 		return fmt.Sprintf("setting the FDB entry %v", c.fdb)
 	case delRoute:
@@ -154,18 +155,14 @@ func diffFDB(changes []change, want []FDBEntry, have map[MAC][]FDBEntry) []chang
 		if there := have[f.MAC]; len(there) == 1 && there[0] == f {
 			continue
 		}
-		if there := have[f.MAC]; len(there) > 1 {
-			for _, t := range there {
-				changes = append(changes, change{op: clearFDB, fdb: t})
-			}
+		if len(have[f.MAC]) > 1 {
+			changes = append(changes, change{op: clearFDB, fdb: FDBEntry{MAC: f.MAC}})
 		}
 		changes = append(changes, change{op: setFDB, fdb: f})
 	}
-	for mac, there := range have {
+	for mac := range have {
 		if !wanted[mac] {
-			for _, t := range there {
-				changes = append(changes, change{op: delFDB, fdb: t})
-			}
+			changes = append(changes, change{op: delFDB, fdb: FDBEntry{MAC: mac}})
 		}
 	}
 	return changes

@@ -3,6 +3,7 @@ package kernel
 import (
 	"context"
 	"fmt"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -132,7 +133,7 @@ func (r *reconciler[T]) compare(input T) (failed []error, deviceErr error) {
 		if text := err.Error(); !saying[text] {
 			saying[text] = true
 			if !r.said[text] {
-				klog.Warning(text)
+				klog.Warning(sentence(text))
 			}
 		}
 	}
@@ -140,7 +141,7 @@ func (r *reconciler[T]) compare(input T) (failed []error, deviceErr error) {
 		if text := err.Error(); !saying[text] {
 			saying[text] = true
 			if !r.said[text] {
-				klog.Errorf("%s; trying again", text)
+				klog.Errorf("%s; trying again", sentence(text))
 			}
 		}
 	}
@@ -194,6 +195,9 @@ func (r *reconciler[T]) attempt(input T) (faults, failed []error, deviceErr erro
 	}
 	return faults, failed, deviceErr
 }
+
+// sentence begins an error's text as a line of the log begins.
+func sentence(text string) string { return strings.ToUpper(text[:1]) + text[1:] }
 
 // without leaves out the routes on a device that is not there.
 func without(routes []Route, dev string) []Route {

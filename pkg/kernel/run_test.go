@@ -27,6 +27,7 @@ func TestMain(m *testing.M) { lab.Main(m) }
 
 const (
 	healing = 2 * time.Second        // bound for what was changed by hand to be put right
+	within  = 5 * time.Second        // bound for all else: removing a device takes a busy kernel a second
 	quiet   = 150 * time.Millisecond // long enough for several comparisons
 )
 
@@ -83,6 +84,7 @@ type runner struct {
 	inputs chan State
 	cancel context.CancelFunc
 	done   chan error
+	hold   chan struct{} // whoever has what is in it keeps Run from going on after a comparison
 
 	mu     sync.Mutex
 	times  int // that synced was called
@@ -95,28 +97,45 @@ func start(t *testing.T, h *lab.Host) *runner {
 
 func startPlan(t *testing.T, h *lab.Host, plan Plan[State]) *runner {
 	ctx, cancel := context.WithCancel(context.Background())
-	r := &runner{inputs: make(chan State, 1), cancel: cancel, done: make(chan error, 1)}
+	r := &runner{inputs: make(chan State, 1), cancel: cancel, done: make(chan error, 1), hold: make(chan struct{}, 1)}
+	r.hold <- struct{}{}
 	ended := make(chan struct{})
 	go func() {
 		defer close(ended)
 		r.done <- h.Do(func() error {
 			return Run(ctx, testOwner, r.inputs, plan, func(failed []error) {
 				r.mu.Lock()
-				defer r.mu.Unlock()
 				r.times++
 				r.failed = failed
+				r.mu.Unlock()
+				r.hold <- <-r.hold
 			})
 		})
 	}()
 	t.Cleanup(func() {
 		cancel()
-		<-ended
+		select {
+		case <-ended:
+		case <-time.After(within):
+			t.Error("Run has not ended with its context")
+		}
 	})
 	return r
 }
 
-// set replaces what Run has not taken yet.
+// pause keeps Run from going on after its next comparison, until release is
+// called.
+func (r *runner) pause(t *testing.T) (release func()) {
+	held := <-r.hold
+	release = sync.OnceFunc(func() { r.hold <- held })
+	t.Cleanup(release)
+	return release
+}
+
+// set replaces what Run has not taken yet. It hands over a copy, so that the
+// caller may go on with s.
 func (r *runner) set(s State) {
+	s.Routes, s.Neighbours, s.FDB = slices.Clone(s.Routes), slices.Clone(s.Neighbours), slices.Clone(s.FDB)
 	select {
 	case <-r.inputs:
 	default:
@@ -147,7 +166,7 @@ func (r *runner) synced() (times int, failed []error) {
 
 func (r *runner) awaitSynced(t *testing.T) {
 	t.Helper()
-	lab.Eventually(t, 5*time.Second, "the first comparison without failure", func() error {
+	lab.Eventually(t, within, "the first comparison without failure", func() error {
 		times, failed := r.synced()
 		if times == 0 {
 			return errors.New("none yet")
@@ -272,8 +291,13 @@ func shown(s State, foreign ...string) string {
 // await waits until the host has the state and the foreign lines, and no more.
 func await(t *testing.T, h *lab.Host, what string, s State, foreign ...string) {
 	t.Helper()
-	want := shown(s, foreign...)
-	lab.Eventually(t, healing, what, func() error {
+	awaitTables(t, h, within, what, shown(s, foreign...))
+}
+
+// awaitTables waits until tables prints what is wanted.
+func awaitTables(t *testing.T, h *lab.Host, bound time.Duration, what, want string) {
+	t.Helper()
+	lab.Eventually(t, bound, what, func() error {
 		if got := tables(t, h); got != want {
 			return fmt.Errorf("got\n%s\nwant\n%s", got, want)
 		}
@@ -339,7 +363,7 @@ func (m *monitor) count() int {
 func (m *monitor) awaitQuiet(t *testing.T) {
 	t.Helper()
 	count, since := m.count(), time.Now()
-	lab.Eventually(t, healing+quiet, "quiet in the kernel", func() error {
+	lab.Eventually(t, within, "quiet in the kernel", func() error {
 		if now := m.count(); now != count {
 			count, since = now, time.Now()
 		}
@@ -418,10 +442,9 @@ func TestRunFromLeftovers(t *testing.T) {
 			ip neigh add 10.1.9.0 lladdr 02:00:00:00:01:09 dev flannel.1 nud permanent
 			bridge fdb add 02:00:00:00:01:02 dev flannel.1 dst 172.16.17.99
 			bridge fdb add 02:00:00:00:01:09 dev flannel.1 dst 172.16.17.9
-			bridge fdb append 02:00:00:00:01:09 dev flannel.1 dst 172.16.17.10
 			bridge fdb add 02:00:00:00:01:03 dev flannel.1 dst 172.16.17.3
-			bridge fdb append 02:00:00:00:01:03 dev flannel.1 dst 172.16.17.98
-			bridge fdb append 00:00:00:00:00:00 dev flannel.1 dst 172.16.17.97`,
+			bridge fdb append 00:00:00:00:00:00 dev flannel.1 dst 172.16.17.97
+			bridge fdb append 00:00:00:00:00:00 dev flannel.1 dst 172.16.17.98`,
 		"route of ours that differs in what a state cannot say": `
 			ip route add 10.1.100.0/24 via 172.16.16.100 proto 102 src 172.16.16.2 mtu 1000`,
 		"blackhole of ours in a slot": `ip route add blackhole 10.1.100.0/24 proto 102`,
@@ -432,6 +455,12 @@ func TestRunFromLeftovers(t *testing.T) {
 		"several routes of ours in a slot": `
 			ip route add 10.1.100.0/24 via 172.16.16.99 proto 102
 			ip route append 10.1.100.0/24 via 172.16.16.98 proto 102`,
+		"wrong port with the right entries": wrongDevice + `id 1 local 172.16.16.2 dev eth0 dstport 4789 nolearning
+			ip addr add 10.1.1.0/32 dev flannel.1
+			ip link set flannel.1 up
+			ip route add 10.1.2.0/24 via 10.1.2.0 dev flannel.1 onlink proto 102
+			ip neigh add 10.1.2.0 lladdr 02:00:00:00:01:02 dev flannel.1 nud permanent
+			bridge fdb add 02:00:00:00:01:02 dev flannel.1 dst 172.16.17.2`,
 		"wrong VNI":    wrongDevice + "id 7 local 172.16.16.2 dev eth0 dstport 8472 nolearning",
 		"wrong port":   wrongDevice + "id 1 local 172.16.16.2 dev eth0 dstport 4789 nolearning",
 		"wrong device": wrongDevice + "id 1 local 172.16.16.2 dev lo dstport 8472 nolearning",
@@ -455,10 +484,15 @@ func TestRunFromLeftovers(t *testing.T) {
 			sh(h, script)
 			s := vxlanState(t, h, 3)
 			r := start(t, h)
+			release := r.pause(t)
 			r.set(s)
-			await(t, h, "the state in place of "+name, s)
 			r.awaitSynced(t)
+			if got, want := tables(t, h), shown(s); got != want {
+				t.Errorf("after one comparison: got\n%s\nwant\n%s", got, want)
+			}
+			release()
 			watchHost(t, h).awaitQuiet(t)
+			await(t, h, "the state for good", s)
 		})
 	}
 }
@@ -478,7 +512,7 @@ func TestRunTUN(t *testing.T) {
 	sh(h, "ip link add flannel.1 type vxlan id 1 local 172.16.16.2 dev eth0 dstport 8472")
 	r := start(t, h)
 	r.set(s)
-	lab.Eventually(t, healing, "the missing device to be reported", func() error {
+	lab.Eventually(t, within, "the missing device to be reported", func() error {
 		if _, failed := r.synced(); len(failed) != 1 || !strings.Contains(failed[0].Error(), "flannel0 is not there") {
 			return fmt.Errorf("synced with %v", failed)
 		}
@@ -488,7 +522,7 @@ func TestRunTUN(t *testing.T) {
 	// Nothing holds the device open, so its routes are there without a carrier.
 	linkdown := func(text string) string { return strings.ReplaceAll(text, " linkdown", "") }
 	want := shown(s)
-	lab.Eventually(t, healing, "the TUN device configured", func() error {
+	lab.Eventually(t, within, "the TUN device configured", func() error {
 		if got := linkdown(tables(t, h)); got != want {
 			return fmt.Errorf("got\n%s\nwant\n%s", got, want)
 		}
@@ -576,7 +610,7 @@ func TestRunWritesNothingWhenEqual(t *testing.T) {
 	r.set(s)
 	r.awaitSynced(t)
 	r.set(s)
-	lab.Eventually(t, healing, "a second comparison", func() error {
+	lab.Eventually(t, within, "a second comparison", func() error {
 		if times, _ := r.synced(); times < 2 {
 			return fmt.Errorf("%d so far", times)
 		}
@@ -618,9 +652,14 @@ func TestRunHeals(t *testing.T) {
 		{"neighbour added", "ip neigh add 10.1.60.0 lladdr 02:00:00:00:01:60 dev flannel.1 nud permanent"},
 		{"FDB entry deleted", "bridge fdb del 02:00:00:00:01:02 dev flannel.1"},
 		{"FDB entry changed", "bridge fdb replace 02:00:00:00:01:02 dev flannel.1 dst 172.16.17.99"},
-		{"second destination appended", "bridge fdb append 02:00:00:00:01:02 dev flannel.1 dst 172.16.17.99"},
+		{"FDB entry for another VNI", "bridge fdb replace 02:00:00:00:01:02 dev flannel.1 dst 172.16.17.2 vni 9"},
+		{"FDB entry added with another port and VNI", "bridge fdb add 02:00:00:00:01:60 dev flannel.1 dst 172.16.17.60 port 99 vni 9"},
+		{"FDB entry of next hops added", "ip nexthop add id 1 via 172.16.17.60 fdb; ip nexthop add id 2 group 1 fdb; bridge fdb add 02:00:00:00:01:60 dev flannel.1 nhid 2"},
 		{"FDB entry added", "bridge fdb add 02:00:00:00:01:60 dev flannel.1 dst 172.16.17.60"},
 		{"flood entry added", "bridge fdb append 00:00:00:00:00:00 dev flannel.1 dst 172.16.17.60"},
+		{"flood entry with two destinations added", `
+			bridge fdb append 00:00:00:00:00:00 dev flannel.1 dst 172.16.17.60
+			bridge fdb append 00:00:00:00:00:00 dev flannel.1 dst 172.16.17.60 port 99`},
 		{"all flushed", `
 			ip route flush proto 102
 			ip neigh flush dev flannel.1 nud permanent
@@ -632,6 +671,7 @@ func TestRunHeals(t *testing.T) {
 		{"device renamed", "ip link set flannel.1 down; ip link set flannel.1 name flannel.5; ip link set flannel.5 up"},
 		{"address removed", "ip addr del 10.1.1.0/32 dev flannel.1"},
 		{"address removed and others added", "ip addr add 10.1.9.9/24 dev flannel.1; ip addr del 10.1.1.0/32 dev flannel.1"},
+		{"second address with no route of its own", "ip addr add 10.1.1.9/32 dev flannel.1"},
 		{"second address", "ip addr add 10.1.1.1/24 dev flannel.1"},
 		{"same address with a peer", "ip addr add 10.1.1.0 peer 10.9.9.9 dev flannel.1"},
 		{"MAC changed", "ip link set flannel.1 address 02:00:00:00:00:99"},
@@ -651,13 +691,13 @@ func TestRunHeals(t *testing.T) {
 			before := m.count()
 			// Run may be quicker than the next command, which then fails.
 			_, _ = h.Exec("sh", "-c", test.script)
-			lab.Eventually(t, healing, "notice of "+test.name, func() error {
+			lab.Eventually(t, within, "notice of "+test.name, func() error {
 				if m.count() == before {
 					return errors.New("no change was told of")
 				}
 				return nil
 			})
-			await(t, h, "healing", s)
+			awaitTables(t, h, healing, "healing", shown(s))
 			r.awaitSynced(t)
 			m.awaitQuiet(t)
 			await(t, h, "staying as it was healed", s)
@@ -685,12 +725,7 @@ func TestRunExternalInterfaceDown(t *testing.T) {
 	for _, r := range ownRoutes {
 		want = strings.Replace(want, "route "+r+"\n", "", 1)
 	}
-	lab.Eventually(t, healing, "the rest", func() error {
-		if got := tables(t, h); got != want {
-			return fmt.Errorf("got\n%s\nwant\n%s", got, want)
-		}
-		return nil
-	})
+	awaitTables(t, h, healing, "the rest", want)
 	sh(h, "ip link set eth0 up; ip route add default via 172.16.16.1")
 	await(t, h, "all again", s)
 	r.awaitSynced(t)
@@ -700,7 +735,7 @@ func TestRunExternalInterfaceDown(t *testing.T) {
 // of the given name.
 func awaitFailed(t *testing.T, r *runner, name string) {
 	t.Helper()
-	lab.Eventually(t, healing, "failure of "+name, func() error {
+	lab.Eventually(t, within, "failure of "+name, func() error {
 		if _, failed := r.synced(); len(failed) != 1 || !strings.Contains(failed[0].Error(), name) {
 			return fmt.Errorf("synced with %v", failed)
 		}
@@ -823,7 +858,16 @@ func TestRunTellsThePlanOfTheHost(t *testing.T) {
 	sh(h, "ip route del 172.16.16.3/32")
 	await(t, h, "direct again", with)
 	// A route of ours says nothing of the host.
+	detoured := base
+	detoured.Routes = append(slices.Clone(base.Routes), Route{Dst: pfx("172.16.16.3/32"), Via: ip("172.16.16.1"), Dev: "eth0"})
+	r.set(detoured)
+	detoured.Routes = append(slices.Clone(detoured.Routes), direct)
+	awaitTables(t, h, within, "direct in spite of our own route", strings.ReplaceAll(shown(detoured), "172.16.16.3/32 ", "172.16.16.3 "))
+	r.awaitSynced(t)
+	watchHost(t, h).awaitQuiet(t)
+	awaitTables(t, h, within, "direct for good", strings.ReplaceAll(shown(detoured), "172.16.16.3/32 ", "172.16.16.3 "))
 	r.set(base)
+	await(t, h, "direct once more", with)
 	sh(h, "ip link add vx0 type vxlan id 77 dev eth0 dstport 8472 nolearning; ip link set vx0 address 02:00:00:00:00:77 up; ip route add 172.16.16.3/32 dev vx0")
 	await(t, h, "on another interface", base, "link vx0 up mtu 1450 02:00:00:00:00:77 vxlan id 77 dev eth0 dstport 8472 nolearning udpcsum", "route 172.16.16.3 dev vx0 scope link")
 }
@@ -840,7 +884,7 @@ func TestRunDeviceCannotBeMade(t *testing.T) {
 		if err == nil || !strings.Contains(err.Error(), "another VXLAN device on this host has VNI 1 and port 8472") {
 			t.Errorf("Run: %v", err)
 		}
-	case <-time.After(healing):
+	case <-time.After(within):
 		t.Fatal("Run goes on")
 	}
 	if times, _ := r.synced(); times != 0 {
@@ -860,7 +904,7 @@ func TestRunDeviceCannotBeMadeLater(t *testing.T) {
 	r.awaitSynced(t)
 	// Held by a name that is not ours, until it is given back.
 	sh(h, "ip link set flannel.1 down; ip link set flannel.1 name vx0")
-	lab.Eventually(t, healing, "failure of the device", func() error {
+	lab.Eventually(t, within, "failure of the device", func() error {
 		if _, failed := r.synced(); len(failed) == 0 || !strings.Contains(failed[0].Error(), "making the VXLAN device flannel.1") {
 			return fmt.Errorf("synced with %v", failed)
 		}
@@ -878,7 +922,7 @@ func TestRunEnds(t *testing.T) {
 	before := runtime.NumGoroutine()
 	gone := func() {
 		t.Helper()
-		lab.Eventually(t, healing, "all goroutines gone", func() error {
+		lab.Eventually(t, within, "all goroutines gone", func() error {
 			if n := runtime.NumGoroutine(); n > before {
 				stacks := make([]byte, 1<<16)
 				return fmt.Errorf("%d, %d before:\n%s", n, before, stacks[:runtime.Stack(stacks, true)])

@@ -140,6 +140,9 @@ func (t *table) readEntries(h *have, device int) error {
 	for _, f := range fdb {
 		mac := macOf(f.HardwareAddr)
 		dst, _ := netip.AddrFromSlice(f.IP.To4())
+		if f.VNI != 0 {
+			dst = netip.Addr{} // it is another than the device's
+		}
 		h.fdb[mac] = append(h.fdb[mac], FDBEntry{MAC: mac, Dst: dst})
 	}
 	return nil
@@ -194,14 +197,15 @@ func (t *table) apply(c change, device int) error {
 }
 
 func fdbEntry(f FDBEntry, device int) *netlink.Neigh {
-	n := &netlink.Neigh{
+	dst := f.Dst
+	if !dst.IsValid() {
+		// To the kernel, that is all destinations, whatever their ports are.
+		dst = netip.IPv4Unspecified()
+	}
+	return &netlink.Neigh{
 		LinkIndex: device, Family: unix.AF_BRIDGE, State: unix.NUD_PERMANENT, Flags: netlink.NTF_SELF,
-		HardwareAddr: f.MAC[:],
+		HardwareAddr: f.MAC[:], IP: dst.AsSlice(),
 	}
-	if f.Dst.IsValid() {
-		n.IP = f.Dst.AsSlice()
-	}
-	return n
 }
 
 func ipNet(p netip.Prefix) *net.IPNet {
