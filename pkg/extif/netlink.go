@@ -8,20 +8,22 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/nldump"
 )
 
 // look reads the snapshot from the kernel; canReach may be the zero Addr.
 func look(canReach netip.Addr) (snapshot, error) {
 	var s snapshot
-	links, err := whole(netlink.LinkList)
+	links, err := nldump.Whole(netlink.LinkList)
 	if err != nil {
 		return s, fmt.Errorf("listing the interfaces: %w", err)
 	}
-	addrs, err := whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V4) })
+	addrs, err := nldump.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return s, fmt.Errorf("listing the IPv4 addresses: %w", err)
 	}
-	s.defaults, err = whole(defaultRoutes)
+	s.defaults, err = nldump.Whole(defaultRoutes)
 	if err != nil {
 		return s, fmt.Errorf("listing the IPv4 routes: %w", err)
 	}
@@ -98,15 +100,4 @@ func reach(addr netip.Addr) (index int, err error) {
 		return 0, errors.New("it answered with no route")
 	}
 	return routes[0].LinkIndex, nil
-}
-
-// whole repeats a listing that another change to the kernel's tables cut
-// through; on a host where containers come and go that is nothing unusual.
-func whole[T any](list func() ([]T, error)) ([]T, error) {
-	for try := 1; ; try++ {
-		items, err := list()
-		if !errors.Is(err, netlink.ErrDumpInterrupted) || try == 5 {
-			return items, err
-		}
-	}
 }

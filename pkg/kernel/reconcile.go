@@ -37,7 +37,7 @@ type Plan[T any] func(input T, host Host) (want State, faults []error)
 // It calls synced after each comparison, with one error for each entry that
 // could not be programmed and will be tried again with back-off. Each error is
 // logged when it first appears. Run itself fails only when netlink does, or
-// when it cannot set up the State's device to begin with.
+// when to begin with it cannot set up the State's device or read what there is.
 func Run[T any](ctx context.Context, owner Owner, inputs <-chan T, plan Plan[T], synced func(failed []error)) error {
 	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
@@ -75,9 +75,9 @@ func Run[T any](ctx context.Context, owner Owner, inputs <-chan T, plan Plan[T],
 		retry.InitialInterval, retry.MaxInterval = 500*time.Millisecond, 30*time.Second
 		for first := true; ; first = false {
 			begin := time.Now()
-			failed, err := r.compare(input)
-			if first && err != nil {
-				return err
+			failed, whole := r.compare(input)
+			if first && whole != nil {
+				return whole
 			}
 			synced(failed)
 			took := time.Since(begin)
@@ -124,10 +124,10 @@ type reconciler[T any] struct {
 	said   map[string]bool
 }
 
-// compare makes one comparison and puts right what is wrong. Besides what has
-// failed, it returns the error of the device alone, which is among them.
-func (r *reconciler[T]) compare(input T) (failed []error, deviceErr error) {
-	faults, failed, deviceErr := r.attempt(input)
+// compare makes one comparison and puts right what is wrong. Of what has failed,
+// whole is what concerns more than an entry: the device, or reading the tables.
+func (r *reconciler[T]) compare(input T) (failed []error, whole error) {
+	faults, failed, whole := r.attempt(input)
 	saying := map[string]bool{}
 	for _, err := range faults {
 		if text := err.Error(); !saying[text] {
@@ -146,36 +146,36 @@ func (r *reconciler[T]) compare(input T) (failed []error, deviceErr error) {
 		}
 	}
 	r.said = saying
-	return failed, deviceErr
+	return failed, whole
 }
 
-func (r *reconciler[T]) attempt(input T) (faults, failed []error, deviceErr error) {
+func (r *reconciler[T]) attempt(input T) (faults, failed []error, whole error) {
 	mine, err := r.readLinks()
 	if err != nil {
-		return nil, []error{err}, nil
+		return nil, []error{err}, err
 	}
 	have, host, err := r.readRoutes()
 	if err != nil {
-		return nil, []error{err}, nil
+		return nil, []error{err}, err
 	}
 	want, faults := r.plan(input, host)
 
-	index, changed, deviceErr := r.ensureDevice(want.Device, mine)
+	index, changed, err := r.ensureDevice(want.Device, mine)
 	r.device.Store(int64(index))
-	if deviceErr != nil {
-		failed = append(failed, deviceErr)
+	if err != nil {
+		failed, whole = append(failed, err), err
 	}
 	if changed { // and routes may have gone with it
 		if have, _, err = r.readRoutes(); err != nil {
-			return faults, append(failed, err), deviceErr
+			return faults, append(failed, err), err
 		}
 	}
 	if index != 0 {
 		if err := r.readEntries(&have, index); err != nil {
-			return faults, append(failed, err), deviceErr
+			return faults, append(failed, err), err
 		}
 	} else if want.Device != nil {
-		if deviceErr == nil {
+		if whole == nil {
 			failed = append(failed, fmt.Errorf("the device %s is not there yet", want.Device.Name))
 		}
 		want.Routes, want.Neighbours, want.FDB = without(want.Routes, want.Device.Name), nil, nil
@@ -193,7 +193,7 @@ func (r *reconciler[T]) attempt(input T) (faults, failed []error, deviceErr erro
 		klog.V(1).Infof("Changed in the kernel: %d routes set and %d deleted, %d neighbours and %d, %d FDB entries and %d",
 			counts[setRoute], counts[delRoute], counts[setNeigh], counts[delNeigh], counts[setFDB], counts[clearFDB]+counts[delFDB])
 	}
-	return faults, failed, deviceErr
+	return faults, failed, whole
 }
 
 // sentence begins an error's text as a line of the log begins.

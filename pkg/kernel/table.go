@@ -8,6 +8,8 @@ import (
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/nldump"
 )
 
 // Owner says by which marks the caller's entries are known.
@@ -31,7 +33,7 @@ type table struct {
 
 // readLinks notes the names of interfaces and returns those that are ours.
 func (t *table) readLinks() (mine []netlink.Link, err error) {
-	links, err := t.handle.LinkList()
+	links, err := nldump.Whole(t.handle.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("listing the network interfaces: %w", err)
 	}
@@ -66,7 +68,22 @@ func (t *table) index(name string) (int, bool) {
 
 // readRoutes reads the main table: our routes and those in their slots into
 // have, the rest into a Host.
-func (t *table) readRoutes() (h have, host Host, err error) {
+func (t *table) readRoutes() (have, Host, error) {
+	type both struct {
+		have
+		Host
+	}
+	b, err := nldump.Whole(func() (b both, err error) {
+		b.have, b.Host, err = t.listRoutes()
+		return b, err
+	})
+	if err != nil {
+		return have{}, Host{}, fmt.Errorf("reading the routing table: %w", err)
+	}
+	return b.have, b.Host, nil
+}
+
+func (t *table) listRoutes() (h have, host Host, err error) {
 	filter := &netlink.Route{Table: unix.RT_TABLE_MAIN}
 	err = t.handle.RouteListFilteredIter(netlink.FAMILY_V4, filter, netlink.RT_FILTER_TABLE, func(r netlink.Route) bool {
 		dev := t.names[r.LinkIndex]
@@ -106,10 +123,7 @@ func (t *table) readRoutes() (h have, host Host, err error) {
 		}
 		return true
 	})
-	if err != nil {
-		return have{}, Host{}, fmt.Errorf("reading the routing table: %w", err)
-	}
-	return h, host, nil
+	return h, host, err
 }
 
 // odd reports whether a route has something that a Route cannot express.
@@ -121,7 +135,7 @@ func odd(r netlink.Route) bool {
 // readEntries reads the neighbour and FDB entries of the device into h.
 func (t *table) readEntries(h *have, device int) error {
 	h.neighs, h.fdb = map[netip.Addr]haveNeighbour{}, map[MAC][]FDBEntry{}
-	neighs, err := t.handle.NeighList(device, unix.AF_INET)
+	neighs, err := nldump.Whole(func() ([]netlink.Neigh, error) { return t.handle.NeighList(device, unix.AF_INET) })
 	if err != nil {
 		return fmt.Errorf("reading the neighbour table: %w", err)
 	}
@@ -133,7 +147,7 @@ func (t *table) readEntries(h *have, device int) error {
 			}
 		}
 	}
-	fdb, err := t.handle.NeighList(device, unix.AF_BRIDGE)
+	fdb, err := nldump.Whole(func() ([]netlink.Neigh, error) { return t.handle.NeighList(device, unix.AF_BRIDGE) })
 	if err != nil {
 		return fmt.Errorf("reading the FDB: %w", err)
 	}
