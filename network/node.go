@@ -107,14 +107,15 @@ func (n node) join(ctx context.Context) error {
 	forHolder, forBackend := newLatest[[]subnet.Lease](), newLatest[[]subnet.Lease]()
 	n.group.Go(func() error {
 		var before []subnet.Lease
-		return subnet.Follow(ctx, n.store, func(leases []subnet.Lease) {
+		return subnet.Follow(ctx, n.store, own.Subnet, func(leases, lingering []subnet.Lease) {
 			forHolder.put(leases)
 			// Renewals, of which there is one a day for each host, say nothing
 			// new to a backend.
-			if before == nil || !slices.EqualFunc(before, leases, sameToBackend) {
-				forBackend.put(leases)
+			all := slices.Concat(leases, lingering)
+			if before == nil || !slices.EqualFunc(before, all, sameToBackend) {
+				forBackend.put(all)
 			}
-			before = leases
+			before = all
 		})
 	})
 	n.group.Go(func() error {

@@ -27,7 +27,7 @@ type Remembered struct {
 
 // was reports whether l is, unchanged, the lease the host had then.
 func (r Remembered) was(l Lease) bool {
-	return r.PublicIP == l.PublicIP && r.Subnet == l.Subnet && r.Revision == l.Revision
+	return r.PublicIP.IsValid() && r.PublicIP == l.PublicIP && r.Subnet == l.Subnet && r.Revision == l.Revision
 }
 
 // conflictsBeforeList is after how many lost races for a free subnet the list
@@ -57,7 +57,8 @@ func Acquire(ctx context.Context, store Store, config Config, own Attrs, last Re
 			a.say("No subnet for this host yet: %v", err)
 			err = sleep(ctx, wait.NextBackOff())
 		case errors.Is(err, ErrConflict) || errors.Is(err, ErrNotFound):
-			err = nil // somebody was faster; look again
+			// Somebody was faster; look again. The pause lets a herd disperse.
+			err = sleep(ctx, wait.NextBackOff())
 		}
 		if err != nil {
 			return Lease{}, err
@@ -103,6 +104,7 @@ func (a acquisition) once(ctx context.Context) (Lease, error) {
 			if l.Subnet, err = ParseKey(e.Key); err != nil {
 				continue
 			}
+			l.Expires, l.Revision = e.Expires, e.Revision
 		}
 		if l.PublicIP == a.own.PublicIP || prefix.Contains(a.config.Network, l.Subnet) {
 			leases = append(leases, l) // what lies outside the network is in nobody's way

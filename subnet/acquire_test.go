@@ -78,6 +78,7 @@ func TestAcquire(t *testing.T) {
 		"own address changed, new holder has it": {there: []entry{{"10.1.6.0-24", oldIP, day}}, file: "10.1.6.0/24", lastIP: oldIP, changed: true, kept: "10.1.6.0-24"},
 		"own address changed, a stranger's now":  {there: []entry{{"10.1.6.0-24", otherIP, day}}, file: "10.1.6.0/24", lastIP: oldIP, kept: "10.1.6.0-24"},
 		"all taken by one outside the network":   {there: []entry{{"0.0.0.0-0", otherIP, day}, {"10.0.0.0-15", otherIP, day}}, file: "10.1.6.0/24", want: "10.1.6.0/24"},
+		"subnet file, unreadable lease there":    {there: []entry{{"10.1.6.0-24", "garbage", day}}, file: "10.1.6.0/24", kept: "10.1.6.0-24"},
 		"nothing known":                          {there: []entry{{"10.1.6.0-24", otherIP, day}}, kept: "10.1.6.0-24"},
 	} {
 		t.Run(name, func(t *testing.T) {

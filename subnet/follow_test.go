@@ -3,6 +3,7 @@ package subnet_test
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"testing"
@@ -22,10 +23,13 @@ func TestFollow(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() {
-			done <- subnet.Follow(ctx, subnet.Patient(store), func(leases []subnet.Lease) {
+			done <- subnet.Follow(ctx, subnet.Patient(store), netip.MustParsePrefix("10.1.9.0/24"), func(leases, lingering []subnet.Lease) {
 				var all []string
 				for _, l := range leases {
 					all = append(all, fmt.Sprintf("%v=%v", l.Subnet, l.PublicIP))
+				}
+				for _, l := range lingering {
+					all = append(all, fmt.Sprintf("(%v)", l.Subnet))
 				}
 				sets = append(sets, strings.Join(all, " "))
 			})
@@ -56,6 +60,39 @@ func TestFollow(t *testing.T) {
 				time.Sleep(10 * time.Second)
 				store.SetDown(false)
 			}, nil},
+			{"removed in a gap", func() {
+				store.SetDown(true)
+				time.Sleep(time.Second)
+				store.Remove("10.1.5.0-24")
+				store.SetDown(false)
+				time.Sleep(5 * time.Second)
+			}, []string{"10.1.9.0/24=172.30.0.12"}},
+			{"back", func() { store.Put("10.1.5.0-24", value(oldIP), 0) }, []string{"10.1.5.0/24=172.30.0.99 10.1.9.0/24=172.30.0.12"}},
+			{"the store has lost its data, the own lease too, and one host comes back", func() {
+				store.SetDown(true)
+				time.Sleep(time.Second)
+				store.Remove("10.1.5.0-24")
+				store.Remove("10.1.9.0-24")
+				store.SetDown(false)
+				time.Sleep(5 * time.Second)
+				store.Put("10.1.9.0-24", value(otherIP), 0)
+				time.Sleep(10 * time.Second)
+			}, []string{"(10.1.5.0/24)", "10.1.9.0/24=172.30.0.12 (10.1.5.0/24)", "10.1.9.0/24=172.30.0.12"}},
+			{"the store has lost its data, and all come back", func() {
+				store.Put("10.1.5.0-24", value(oldIP), 0)
+				synctest.Wait()
+				store.SetDown(true)
+				time.Sleep(time.Second)
+				store.Remove("10.1.5.0-24")
+				store.Remove("10.1.9.0-24")
+				store.SetDown(false)
+				time.Sleep(5 * time.Second)
+				store.Put("10.1.5.0-24", value(oldIP), 0)
+				store.Put("10.1.9.0-24", value(otherIP), 0)
+			}, []string{
+				"10.1.5.0/24=172.30.0.99 10.1.9.0/24=172.30.0.12", "(10.1.5.0/24)",
+				"10.1.5.0/24=172.30.0.99 10.1.9.0/24=172.30.0.12",
+			}},
 			{"after the gap", func() { store.Remove("10.1.5.0-24") }, []string{"10.1.9.0/24=172.30.0.12"}},
 			{"all gone", func() { store.Remove("10.1.9.0-24") }, []string{""}},
 		} {

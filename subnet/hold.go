@@ -80,6 +80,7 @@ func (h Holder) Run(ctx context.Context, leases <-chan []Lease) error {
 type keeper struct {
 	Holder
 	key, value string
+	lost       []time.Time // when the lease was overwritten of late
 }
 
 // untilRenewal is how long to wait before the lease is to be renewed. Hosts
@@ -98,76 +99,105 @@ func (k *keeper) untilRenewal() time.Duration {
 const leastRenewal = time.Second
 
 // compare makes right what the store says of the own subnet; there is nil when
-// it has no lease of it.
+// it has no lease of it. The set may be older than the lease, so that what is
+// not as it should be is looked at in the store itself.
 func (k *keeper) compare(ctx context.Context, there *Lease) error {
-	switch {
-	case there == nil:
-		return k.create(ctx)
-	case there.PublicIP != k.Lease.PublicIP:
-		return k.look(ctx) // this set may be older than the lease
-	case there.Revision < k.Lease.Revision && k.Lease.Attrs.Equal(there.Attrs):
-		return nil // older than the last write
-	}
-	return k.adopt(ctx, *there)
-}
-
-// adopt goes on from the lease as it is in the store, which bears this host's
-// address.
-func (k *keeper) adopt(ctx context.Context, there Lease) error {
-	mine := k.Lease.Attrs
-	k.Lease.Expires, k.Lease.Revision = there.Expires, there.Revision
-	if there.Attrs.Equal(mine) {
+	if there != nil && there.Revision == k.Lease.Revision && there.Attrs.Equal(k.Lease.Attrs) {
+		k.Lease.Expires = there.Expires
 		return nil
 	}
-	klog.Warningf("The lease of %v was overwritten in the store; writing it again", k.Lease.Subnet)
-	return k.write(ctx)
+	return k.settle(ctx)
 }
 
 // write writes the lease over the one last seen, which renews it.
 func (k *keeper) write(ctx context.Context) error {
-	e, err := k.Store.Update(ctx, k.key, k.Lease.Revision, k.value, ttlOf(k.Lease))
+	err := k.update(ctx, k.Lease)
 	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrConflict) {
-		return k.look(ctx)
-	} else if err != nil {
-		return err
+		return k.settle(ctx)
+	} else if err == nil {
+		klog.V(1).Infof("Renewed the lease of %v until %v", k.Lease.Subnet, k.Lease.Expires.Format(time.DateTime))
 	}
-	k.Lease.Expires, k.Lease.Revision = e.Expires, e.Revision
-	klog.V(1).Infof("Renewed the lease of %v until %v", k.Lease.Subnet, k.Lease.Expires.Format(time.DateTime))
-	return nil
+	return err
 }
 
-// create claims the subnet again after its lease has gone.
-func (k *keeper) create(ctx context.Context) error {
-	e, err := k.Store.Create(ctx, k.key, k.value, TTL)
-	if errors.Is(err, ErrConflict) {
-		return k.look(ctx)
-	} else if err != nil {
-		return err
+// settle makes the entry this host's lease, whatever it is now, unless another
+// host has it.
+func (k *keeper) settle(ctx context.Context) error {
+	for wait := newBackOff(); ; {
+		err := k.claim(ctx)
+		if !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrConflict) {
+			return err
+		}
+		if err := sleep(ctx, wait.NextBackOff()); err != nil {
+			return err
+		}
 	}
-	klog.Warningf("The lease of %v was gone from the store; claimed it again", k.Lease.Subnet)
-	k.Lease.Expires, k.Lease.Revision = e.Expires, e.Revision
-	return nil
 }
 
-// look reads what the store has now and goes on from there.
-func (k *keeper) look(ctx context.Context) error {
+// claim looks at the entry and makes the one write that it needs, if any.
+func (k *keeper) claim(ctx context.Context) error {
 	entries, _, err := k.Store.List(ctx)
 	if err != nil {
 		return err
 	}
 	i := slices.IndexFunc(entries, func(e Entry) bool { return e.Key == k.key })
 	if i < 0 {
-		return k.create(ctx)
+		e, err := k.Store.Create(ctx, k.key, k.value, TTL)
+		if err == nil {
+			klog.Warningf("The lease of %v was gone from the store; claimed it again", k.Lease.Subnet)
+			k.Lease.Expires, k.Lease.Revision = e.Expires, e.Revision
+		}
+		return err
 	}
 	there, err := entries[i].Decode()
-	if err != nil {
+	switch {
+	case err != nil:
 		// Nobody else can read it either, so nobody holds it.
-		there = Lease{Attrs: Attrs{PublicIP: k.Lease.PublicIP}, Expires: entries[i].Expires, Revision: entries[i].Revision}
-	}
-	if there.PublicIP != k.Lease.PublicIP {
+		there = Lease{Expires: entries[i].Expires, Revision: entries[i].Revision}
+	case there.PublicIP != k.Lease.PublicIP:
 		return &LostError{Own: k.Lease, Holder: there}
+	case there.Attrs.Equal(k.Lease.Attrs):
+		k.Lease.Expires, k.Lease.Revision = there.Expires, there.Revision
+		return nil
 	}
-	return k.adopt(ctx, there)
+	if err := k.overwritten(ctx); err != nil {
+		return err
+	}
+	return k.update(ctx, there)
+}
+
+// update writes the lease over the given one.
+func (k *keeper) update(ctx context.Context, there Lease) error {
+	e, err := k.Store.Update(ctx, k.key, there.Revision, k.value, ttlOf(there))
+	if err == nil {
+		k.Lease.Expires, k.Lease.Revision = e.Expires, e.Revision
+	}
+	return err
+}
+
+const (
+	// A lease that is overwritten this often within overwriteSpan is no
+	// accident: another host takes it for its own.
+	overwrites    = 3
+	overwriteSpan = 5 * time.Minute
+	// overwritePause is for such a lease: two hosts that take turns at writing
+	// it must not do so as fast as they can.
+	overwritePause = 30 * time.Second
+)
+
+// overwritten says that the lease was written by somebody else and, if that
+// goes on, waits.
+func (k *keeper) overwritten(ctx context.Context) error {
+	now := time.Now()
+	k.lost = slices.DeleteFunc(k.lost, func(t time.Time) bool { return now.Sub(t) > overwriteSpan })
+	k.lost = append(k.lost, now)
+	if len(k.lost) < overwrites {
+		klog.Warningf("The lease of %v was overwritten in the store; writing it again", k.Lease.Subnet)
+		return nil
+	}
+	klog.Errorf("The lease of %v keeps being overwritten by a host that also has the public IP %v; give one of the two another (is one a clone of the other?). Writing it again in %v",
+		k.Lease.Subnet, k.Lease.PublicIP, overwritePause)
+	return sleep(ctx, overwritePause)
 }
 
 func find(set []Lease, own Lease) *Lease {

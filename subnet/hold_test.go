@@ -35,7 +35,7 @@ func hold(t *testing.T, ttl time.Duration, margin time.Duration) *held {
 	ctx, cancel := context.WithCancel(t.Context())
 	h.cancel = cancel
 	patient := subnet.Patient(h.store)
-	go subnet.Follow(ctx, patient, func(leases []subnet.Lease) {
+	go subnet.Follow(ctx, patient, lease.Subnet, func(leases, _ []subnet.Lease) {
 		select {
 		case h.sets <- leases:
 		case <-ctx.Done():
@@ -193,6 +193,47 @@ func TestHolderLost(t *testing.T) {
 		}
 		if e, _ := h.store.Get(key); e.Value != value(otherIP) {
 			t.Errorf("the lease was taken back: %s", e.Value)
+		}
+	})
+}
+
+// Another host with the same public IP takes the lease for its own: it is said,
+// and the two do not write as fast as they can.
+func TestHolderFight(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := hold(t, subnet.TTL, time.Hour)
+		theirs := `{"PublicIP":"172.30.0.11","BackendType":"vxlan"}`
+		writes := 0
+		for end := time.Now().Add(10 * time.Minute); time.Now().Before(end); time.Sleep(time.Second) {
+			if e, _ := h.store.Get(key); e.Value != theirs {
+				h.store.Put(key, theirs, subnet.TTL)
+				writes++
+			}
+		}
+		if writes < 3 || writes > 30 {
+			t.Errorf("the lease changed hands %d times in ten minutes", writes)
+		}
+		time.Sleep(time.Minute)
+		h.check(false)
+		if err := h.stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// An entry that was put back from a backup has a lower revision than the lease.
+func TestHolderRestoredStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := hold(t, subnet.TTL, time.Hour)
+		old := h.check(false)
+		time.Sleep(23*time.Hour + time.Minute) // it has been renewed
+		h.store.Restore(old, 2*time.Hour)
+		time.Sleep(90 * time.Minute)
+		if e := h.check(false); time.Until(e.Expires) < 22*time.Hour {
+			t.Errorf("not renewed, %v left", time.Until(e.Expires))
+		}
+		if err := h.stop(); err != nil {
+			t.Error(err)
 		}
 	})
 }

@@ -133,10 +133,10 @@ func (p *patient) failed(err error) {
 	switch {
 	case p.since.IsZero():
 		p.since, p.said = now, now
-		klog.Warningf("The store does not answer; trying on until it does: %v", err)
+		klog.Warningf("Waiting for the store: %v", err)
 	case now.Sub(p.said) >= sayAgain:
 		p.said = now
-		klog.Warningf("The store has not answered for %v; still trying: %v", now.Sub(p.since).Round(time.Second), err)
+		klog.Warningf("Still waiting for the store, for %v by now: %v", now.Sub(p.since).Round(time.Second), err)
 	}
 }
 
@@ -144,7 +144,7 @@ func (p *patient) answered() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if !p.since.IsZero() {
-		klog.Infof("The store answers again, after %v", time.Since(p.since).Round(100*time.Millisecond))
+		klog.Infof("The store works again, after %v", time.Since(p.since).Round(100*time.Millisecond))
 		p.since = time.Time{}
 	}
 }

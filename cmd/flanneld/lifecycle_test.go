@@ -186,7 +186,7 @@ func TestEtcdAway(t *testing.T) {
 	h1 := c.Node("h1", s)
 	reserve(c, h1, 1)
 	h1.Start()
-	c.Must(h1.Daemon.WaitLog("The store does not answer; .*connection refused", time.Minute))
+	c.Must(h1.Daemon.WaitLog("Waiting for the store: .*connection refused", time.Minute))
 	c.Etcd.Restart()
 	h1.AwaitReady()
 	_, c2 := join(c, s, 2)
@@ -195,7 +195,7 @@ func TestEtcdAway(t *testing.T) {
 
 	c.Etcd.Stop()
 	lab.Eventually(t, 10*time.Second, "the outage is said", func() error {
-		if n := strings.Count(h1.Daemon.Log(), "The store does not answer"); n != 2 {
+		if n := strings.Count(h1.Daemon.Log(), "Waiting for the store"); n != 2 {
 			return fmt.Errorf("said %d times", n)
 		}
 		return nil
@@ -204,7 +204,7 @@ func TestEtcdAway(t *testing.T) {
 	c.Etcd.Restart()
 	_, c3 := join(c, s, 3)
 	lab.EventuallyPing(t, 5*time.Second, c1, c3.Addr(), lab.Echo{Timeout: 100 * time.Millisecond})
-	if n := strings.Count(h1.Daemon.Log(), "The store answers again"); n != 2 {
+	if n := strings.Count(h1.Daemon.Log(), "The store works again"); n != 2 {
 		t.Errorf("its end is said %d times", n)
 	}
 }

@@ -10,6 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"path"
 	"strings"
 	"time"
@@ -41,6 +42,10 @@ const (
 	answerTimeout = 5 * time.Second
 )
 
+// keepAlive finds out within a dozen seconds that a member has fallen silent. A
+// watch may wait for hours, so that no time-out for answers can tell.
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3}
+
 // Store is etcd under one prefix.
 type Store struct {
 	keys   client.KeysAPI
@@ -57,6 +62,7 @@ func New(o Options) (*Store, error) {
 	if err != nil {
 		return nil, fmt.Errorf("setting up TLS to etcd with the files given: %w", err)
 	}
+	tr.DialContext = (&net.Dialer{Timeout: dialTimeout, KeepAliveConfig: keepAlive}).DialContext
 	c, err := client.New(client.Config{
 		Endpoints:               o.Endpoints,
 		Transport:               tr,
@@ -106,9 +112,7 @@ func (s *Store) List(ctx context.Context) ([]subnet.Entry, uint64, error) {
 	}
 	entries := make([]subnet.Entry, 0, len(resp.Node.Nodes))
 	for _, n := range resp.Node.Nodes {
-		if !n.Dir {
-			entries = append(entries, entry(n))
-		}
+		entries = append(entries, entry(n)) // a directory has no value, and nobody else can have its key
 	}
 	return entries, resp.Index, nil
 }
@@ -142,7 +146,7 @@ func (w *watcher) Next() ([]subnet.Event, error) {
 			if deleted {
 				return nil, fmt.Errorf("%w: %s was removed as a whole", subnet.ErrWatchLost, resp.Node.Key)
 			}
-		case !resp.Node.Dir:
+		default:
 			return []subnet.Event{{Entry: entry(resp.Node), Deleted: deleted}}, nil
 		}
 	}
@@ -155,6 +159,9 @@ func (s *Store) Create(ctx context.Context, key, value string, ttl time.Duration
 
 // Update implements subnet.Store.
 func (s *Store) Update(ctx context.Context, key string, revision uint64, value string, ttl time.Duration) (subnet.Entry, error) {
+	if revision == 0 { // which to the client is no condition at all
+		return subnet.Entry{}, subnet.ErrConflict
+	}
 	return s.set(ctx, key, value, &client.SetOptions{PrevIndex: revision, TTL: ttl})
 }
 
@@ -169,6 +176,9 @@ func (s *Store) set(ctx context.Context, key, value string, opts *client.SetOpti
 
 // Delete implements subnet.Store.
 func (s *Store) Delete(ctx context.Context, key string, revision uint64) error {
+	if revision == 0 {
+		return subnet.ErrConflict
+	}
 	_, err := s.keys.Delete(ctx, s.leaseKey(key), &client.DeleteOptions{PrevIndex: revision})
 	_, err = explain("deleting", s.leaseKey(key), err)
 	return err
@@ -218,7 +228,11 @@ func oneLine(c *client.ClusterError) string {
 	var all []string
 	said := map[string]bool{}
 	for _, err := range c.Errors {
-		if text := err.Error(); !said[text] {
+		text := err.Error()
+		if strings.HasSuffix(text, "EOF") || strings.Contains(text, "malformed HTTP") {
+			text += " (is it http in the endpoint's URL where https is needed, or the other way round?)"
+		}
+		if !said[text] {
 			said[text] = true
 			all = append(all, text)
 		}

@@ -71,6 +71,18 @@ func (m *Memory) Remove(key string) {
 	m.remove(key)
 }
 
+// Restore puts back an entry as it was, with the revision it had, as a store does
+// that is restored from a backup; watches are lost.
+func (m *Memory) Restore(e subnet.Entry, ttl time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	e.Expires = time.Now().Add(ttl)
+	m.leases[e.Key] = e
+	m.revision++
+	m.history, m.lost = nil, m.revision
+	m.wake()
+}
+
 // Get returns the lease of a key.
 func (m *Memory) Get(key string) (subnet.Entry, bool) {
 	m.mu.Lock()
