@@ -121,6 +121,7 @@ func plan(host backend.Host, mtu int, own netip.Prefix, leases []subnet.Lease) (
 	_, faults = backend.Peers(host, Type, own, leases)
 	return kernel.State{
 		Device: &kernel.Device{Name: backend.TUNName, MTU: mtu, Addr: own.Addr()},
+		Local:  []netip.Prefix{own},
 		Routes: []kernel.Route{{Dst: host.Network, Dev: backend.TUNName}},
 	}, faults
 }

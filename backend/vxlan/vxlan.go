@@ -8,7 +8,6 @@ package vxlan
 import (
 	"context"
 	"crypto/sha256"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -32,7 +31,11 @@ type vxlan struct {
 }
 
 func (c config) open(host backend.Host) (backend.Backend, error) {
-	mac, err := c.deviceMAC(host.PublicIP)
+	if c.mtu > host.Interface.MTU {
+		return nil, fmt.Errorf("the network config's Backend.MTU is %d, but %s, which carries the packets, has an MTU of %d: lower the one or raise the other",
+			c.mtu, host.Interface.Name, host.Interface.MTU)
+	}
+	mac, err := c.deviceMAC(host)
 	if err != nil {
 		return nil, err
 	}
@@ -43,12 +46,12 @@ func (c config) device() string { return fmt.Sprintf("flannel.%d", c.vni) }
 
 // deviceMAC is the MAC that the device has or will have. One that exists keeps
 // its own, as peers know it.
-func (c config) deviceMAC(publicIP netip.Addr) (mac kernel.MAC, err error) {
+func (c config) deviceMAC(host backend.Host) (mac kernel.MAC, err error) {
 	l, err := netlink.LinkByName(c.device())
 	var none netlink.LinkNotFoundError
 	switch {
 	case errors.As(err, &none):
-		return newMAC(publicIP, c.vni), nil
+		return newMAC(host, c.vni), nil
 	case err != nil:
 		return mac, fmt.Errorf("looking for the device %s: %w", c.device(), err)
 	}
@@ -56,15 +59,15 @@ func (c config) deviceMAC(publicIP netip.Addr) (mac kernel.MAC, err error) {
 		copy(mac[:], hw)
 		return mac, nil
 	}
-	return newMAC(publicIP, c.vni), nil
+	return newMAC(host, c.vni), nil
 }
 
 // newMAC makes the MAC of a host's VTEP from what identifies the host, so that
 // it is the same after a reboot and peers need not learn another: a hash with
-// the bits set for a unicast, locally administered address (IEEE 802).
-func newMAC(publicIP netip.Addr, vni int) (mac kernel.MAC) {
-	id := binary.BigEndian.AppendUint32([]byte("VTEP "+publicIP.String()+" "), uint32(vni))
-	sum := sha256.Sum256(id)
+// the bits set for a unicast, locally administered address (IEEE 802). The
+// interface's MAC is in it to tell hosts apart that were given one address.
+func newMAC(host backend.Host, vni int) (mac kernel.MAC) {
+	sum := sha256.Sum256(fmt.Appendf(nil, "VTEP of VNI %d at %v on %s", vni, host.PublicIP, host.Interface.MAC))
 	copy(mac[:], sum[:])
 	mac[0] = mac[0]&^0x01 | 0x02
 	return mac
@@ -100,13 +103,21 @@ func (b *vxlan) Run(ctx context.Context, own subnet.Lease, leases <-chan []subne
 // plan is what the kernel ought to have for a set of leases.
 func (b *vxlan) plan(own netip.Prefix, leases []subnet.Lease, view kernel.Host) (want kernel.State, faults []error) {
 	peers, faults := backend.Peers(b.host, Type, own, leases)
+	want.Local = []netip.Prefix{own}
 	want.Device = &kernel.Device{
 		Name: b.device(), MTU: b.MTU(), Addr: own.Addr(),
 		VXLAN: &kernel.VXLAN{
-			VNI: b.vni, Port: b.port, Link: b.host.Interface.Index, Source: b.host.Interface.Addr, GBP: b.gbp, MAC: b.mac,
+			VNI: b.vni, Port: b.port, Link: b.host.Interface.Name, Source: b.host.Interface.Addr, GBP: b.gbp, MAC: b.mac,
 		},
 	}
-	holders := map[kernel.MAC]subnet.Lease{}
+	type tunnel struct {
+		lease subnet.Lease
+		mac   kernel.MAC
+	}
+	var tunnels []tunnel
+	// The host that a MAC is found at. A host that has changed its address or
+	// subnet may have an old lease left: what was written last counts.
+	hosts := map[kernel.MAC]subnet.Lease{}
 	for _, l := range peers {
 		if b.directRouting && view.OnLink(l.PublicIP, b.host.Interface.Name) {
 			want.Routes = append(want.Routes, kernel.Route{Dst: l.Subnet, Via: l.PublicIP, Dev: b.host.Interface.Name})
@@ -117,18 +128,26 @@ func (b *vxlan) plan(own netip.Prefix, leases []subnet.Lease, view kernel.Host) 
 			faults = append(faults, fmt.Errorf("leaving out the lease of %v: %w", l, err))
 			continue
 		}
-		if other, twice := holders[mac]; twice || mac == b.mac {
-			if !twice {
-				other = subnet.Lease{Subnet: own, Attrs: subnet.Attrs{PublicIP: b.host.PublicIP}}
-			}
-			faults = append(faults, fmt.Errorf("leaving out the lease of %v: its VtepMAC %v is also that of %v; delete the device %s on one of the two and restart flanneld there",
-				l, mac, other, b.device()))
+		tunnels = append(tunnels, tunnel{l, mac})
+		if other, there := hosts[mac]; !there || other.Revision < l.Revision {
+			hosts[mac] = l
+		}
+	}
+	hosts[b.mac] = subnet.Lease{Subnet: own, Attrs: subnet.Attrs{PublicIP: b.host.PublicIP}}
+	entered := map[kernel.MAC]bool{}
+	for _, t := range tunnels {
+		if host := hosts[t.mac]; host.PublicIP != t.lease.PublicIP {
+			faults = append(faults, fmt.Errorf("leaving out the lease of %v: its VtepMAC %v is also that of %v; if both hosts are there, delete the device %s on one of them and restart flanneld there",
+				t.lease, t.mac, host, b.device()))
 			continue
 		}
-		holders[mac] = l
-		want.Routes = append(want.Routes, kernel.Route{Dst: l.Subnet, Via: l.Subnet.Addr(), Dev: b.device(), OnLink: true})
-		want.Neighbours = append(want.Neighbours, kernel.Neighbour{IP: l.Subnet.Addr(), MAC: mac})
-		want.FDB = append(want.FDB, kernel.FDBEntry{MAC: mac, Dst: l.PublicIP})
+		gateway := t.lease.Subnet.Addr()
+		want.Routes = append(want.Routes, kernel.Route{Dst: t.lease.Subnet, Via: gateway, Dev: b.device(), OnLink: true})
+		want.Neighbours = append(want.Neighbours, kernel.Neighbour{IP: gateway, MAC: t.mac})
+		if !entered[t.mac] {
+			entered[t.mac] = true
+			want.FDB = append(want.FDB, kernel.FDBEntry{MAC: t.mac, Dst: t.lease.PublicIP})
+		}
 	}
 	return want, faults
 }

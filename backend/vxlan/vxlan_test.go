@@ -123,10 +123,22 @@ fdb 02:00:00:00:00:04 dst 198.51.100.4
 			"leaving out the lease of 10.1.19.0/24 (held by 203.0.113.9): its BackendData cannot be read: …",
 		}},
 		{name: "a MAC twice", leases: []subnet.Lease{near, lease("10.1.5.0/24", "192.0.2.5", `{"VtepMAC":"02:00:00:00:00:02"}`)}, state: ownDevice + nearVXLAN, faults: []string{
-			"leaving out the lease of 10.1.5.0/24 (held by 192.0.2.5): its VtepMAC 02:00:00:00:00:02 is also that of 10.1.2.0/24 (held by 192.0.2.2); delete the device flannel.1 on one of the two and restart flanneld there",
+			"leaving out the lease of 10.1.5.0/24 (held by 192.0.2.5): its VtepMAC 02:00:00:00:00:02 is also that of 10.1.2.0/24 (held by 192.0.2.2); if both hosts are there, delete the device flannel.1 on one of them and restart flanneld there",
+		}},
+		{name: "a host with an old lease beside its own", leases: []subnet.Lease{near, lease("10.1.5.0/24", "192.0.2.2", `{"VtepMAC":"02:00:00:00:00:02"}`)}, state: ownDevice + `route 10.1.2.0/24 via 10.1.2.0 dev flannel.1 onlink
+route 10.1.5.0/24 via 10.1.5.0 dev flannel.1 onlink
+neigh 10.1.2.0 lladdr 02:00:00:00:00:02
+neigh 10.1.5.0 lladdr 02:00:00:00:00:02
+fdb 02:00:00:00:00:02 dst 192.0.2.2
+`},
+		{name: "a host with an old lease under its old address", leases: []subnet.Lease{near, newer(lease("10.1.5.0/24", "192.0.2.5", `{"VtepMAC":"02:00:00:00:00:02"}`))}, state: ownDevice + `route 10.1.5.0/24 via 10.1.5.0 dev flannel.1 onlink
+neigh 10.1.5.0 lladdr 02:00:00:00:00:02
+fdb 02:00:00:00:00:02 dst 192.0.2.5
+`, faults: []string{
+			"leaving out the lease of 10.1.2.0/24 (held by 192.0.2.2): its VtepMAC 02:00:00:00:00:02 is also that of 10.1.5.0/24 (held by 192.0.2.5); if both hosts are there, delete the device flannel.1 on one of them and restart flanneld there",
 		}},
 		{name: "the own MAC", leases: []subnet.Lease{lease("10.1.5.0/24", "192.0.2.5", `{"VtepMAC":"02:00:00:00:00:01"}`), near}, state: ownDevice + nearVXLAN, faults: []string{
-			"leaving out the lease of 10.1.5.0/24 (held by 192.0.2.5): its VtepMAC 02:00:00:00:00:01 is also that of 10.1.1.0/24 (held by 192.0.2.1); delete the device flannel.1 on one of the two and restart flanneld there",
+			"leaving out the lease of 10.1.5.0/24 (held by 192.0.2.5): its VtepMAC 02:00:00:00:00:01 is also that of 10.1.1.0/24 (held by 192.0.2.1); if both hosts are there, delete the device flannel.1 on one of them and restart flanneld there",
 		}},
 		{name: "another backend", leases: []subnet.Lease{near, {Subnet: netip.MustParsePrefix("10.1.5.0/24"), Attrs: subnet.Attrs{PublicIP: netip.MustParseAddr("192.0.2.5"), BackendType: "udp"}}},
 			state: ownDevice + nearVXLAN, faults: []string{"leaving out the lease of 10.1.5.0/24 (held by 192.0.2.5): its backend is udp, this host's is vxlan"}},
@@ -144,8 +156,8 @@ fdb 02:00:00:00:00:04 dst 198.51.100.4
 			if d := cmp.Diff(test.state, state.String()); d != "" {
 				t.Errorf("state (-want +got):\n%s", d)
 			}
-			if v := state.Device.VXLAN; v.Link != host.Interface.Index {
-				t.Errorf("the device is on the interface of index %d", v.Link)
+			if v := state.Device.VXLAN; v.Link != host.Interface.Name {
+				t.Errorf("the device is on the interface %s", v.Link)
 			}
 			var faults []string
 			for _, err := range errs {
@@ -216,15 +228,19 @@ func TestConfig(t *testing.T) {
 func TestNewMAC(t *testing.T) {
 	// As it must stay over versions too: peers of a host that has rebooted
 	// into a new version need not learn another.
-	if got, want := newMAC(netip.MustParseAddr("192.0.2.1"), 1), "d2:a8:74:a8:a5:63"; got.String() != want {
+	if got, want := newMAC(backend.Host{PublicIP: netip.MustParseAddr("192.0.2.1"), Interface: extif.Interface{MAC: "02:42:c0:00:02:01"}}, 1), "12:b1:1f:fd:8f:6a"; got.String() != want {
 		t.Errorf("the MAC of 192.0.2.1 is %v, was %s", got, want)
 	}
 	seen := map[kernel.MAC]bool{}
 	for vni := range 4 {
 		a := netip.MustParseAddr("10.0.0.0")
 		for range 5000 {
-			mac := newMAC(a, vni)
-			if mac != newMAC(a, vni) || mac[0]&0x01 != 0 || mac[0]&0x02 == 0 {
+			host := backend.Host{PublicIP: a}
+			mac := newMAC(host, vni)
+			if other := newMAC(backend.Host{PublicIP: a, Interface: extif.Interface{MAC: "02:00:00:00:00:01"}}, vni); other == mac {
+				t.Fatalf("two hosts with the address %v have one MAC", a)
+			}
+			if mac != newMAC(host, vni) || mac[0]&0x01 != 0 || mac[0]&0x02 == 0 {
 				t.Fatalf("the MAC of %v, VNI %d is %v", a, vni, mac)
 			}
 			if seen[mac] {
@@ -244,7 +260,7 @@ func TestOpen(t *testing.T) {
 	}
 	l := lab.ForTest(t)
 	h := l.Host("h1", l.Segment("lan", netip.MustParsePrefix("192.0.2.0/24")))
-	hostMAC := newMAC(host.PublicIP, 1).String()
+	hostMAC := newMAC(host, 1).String()
 	for _, test := range []struct {
 		name, script, mac string
 	}{
@@ -294,4 +310,10 @@ func TestValidMAC(t *testing.T) {
 	if validMAC(nil) {
 		t.Error("no MAC at all is valid")
 	}
+}
+
+// newer is a lease that was written after all others.
+func newer(l subnet.Lease) subnet.Lease {
+	l.Revision = 99
+	return l
 }

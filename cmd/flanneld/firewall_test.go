@@ -45,6 +45,7 @@ func TestSourceAddresses(t *testing.T) {
 					}
 					return nil
 				})
+				lab.EventuallyPing(t, within, c1, c2.Addr(), lab.Echo{Timeout: 100 * time.Millisecond})
 				// The outside knows the way to both subnets, and goes through h1.
 				outside := c.Router
 				for _, h := range hosts {

@@ -18,7 +18,7 @@ import (
 func (t *table) ensureDevice(d *Device, mine []netlink.Link) (index int, changed bool, err error) {
 	var there netlink.Link
 	for _, l := range mine {
-		if d != nil && l.Attrs().Name == d.Name && rightShape(l, d.VXLAN) {
+		if d != nil && l.Attrs().Name == d.Name && t.rightShape(l, d.VXLAN) {
 			there = l
 			continue
 		}
@@ -47,22 +47,29 @@ func (t *table) ensureDevice(d *Device, mine []netlink.Link) (index int, changed
 }
 
 // rightShape reports whether all that cannot be changed on a device is right.
-func rightShape(l netlink.Link, want *VXLAN) bool {
+func (t *table) rightShape(l netlink.Link, want *VXLAN) bool {
 	if want == nil {
 		return kindOf(l) == "tun"
 	}
 	v, ok := l.(*netlink.Vxlan)
-	return ok && v.VxlanId == want.VNI && v.Port == want.Port && v.VtepDevIndex == want.Link &&
+	return ok && v.VxlanId == want.VNI && v.Port == want.Port && t.names[v.VtepDevIndex] == want.Link &&
 		v.SrcAddr.Equal(want.Source.AsSlice()) && v.GBP == want.GBP && v.Group == nil &&
 		!v.Learning && !v.L2miss && !v.L3miss && !v.Proxy && !v.FlowBased
 }
 
 func (t *table) makeVXLAN(d *Device) (netlink.Link, error) {
 	v := d.VXLAN
+	link, ok := t.index(v.Link)
+	if !ok {
+		return nil, fmt.Errorf("making the VXLAN device %s: there is no interface %s for its packets", d.Name, v.Link)
+	}
+	if _, taken := t.index(d.Name); taken {
+		return nil, fmt.Errorf("making the VXLAN device %s: there is a device of that name that is none; rename or remove it, or choose another VNI", d.Name)
+	}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.HardwareAddr = d.Name, d.MTU, v.MAC[:]
 	err := t.handle.LinkAdd(&netlink.Vxlan{
-		LinkAttrs: attrs, VxlanId: v.VNI, Port: v.Port, VtepDevIndex: v.Link, SrcAddr: v.Source.AsSlice(), GBP: v.GBP,
+		LinkAttrs: attrs, VxlanId: v.VNI, Port: v.Port, VtepDevIndex: link, SrcAddr: v.Source.AsSlice(), GBP: v.GBP,
 		Learning: false, // the kernel's default is on
 	})
 	switch {

@@ -88,14 +88,14 @@ func (c change) String() string {
 // diff lists what has to be done to get from h to want.
 func diff(want State, h have) []change {
 	var changes []change
-	changes = diffRoutes(changes, want.Routes, h)
+	changes = diffRoutes(changes, want.Routes, want.Local, h)
 	changes = diffNeighbours(changes, want.Neighbours, h.neighs)
 	changes = diffFDB(changes, want.FDB, h.fdb)
 	slices.SortStableFunc(changes, func(a, b change) int { return cmp.Compare(a.op, b.op) })
 	return changes
 }
 
-func diffRoutes(changes []change, want []Route, h have) []change {
+func diffRoutes(changes []change, want []Route, local []netip.Prefix, h have) []change {
 	slots := make(map[netip.Prefix][]haveRoute, len(h.routes))
 	for _, r := range h.routes {
 		slots[r.Dst] = append(slots[r.Dst], r)
@@ -121,7 +121,8 @@ func diffRoutes(changes []change, want []Route, h have) []change {
 		}
 	}
 	for _, t := range h.routes {
-		if t.claim == ours && !wanted[t.Dst] {
+		leftover := t.claim == free && t.Via.IsValid() && slices.Contains(local, t.Dst)
+		if (t.claim == ours || leftover) && !wanted[t.Dst] {
 			changes = append(changes, change{op: delRoute, old: t})
 		}
 	}

@@ -67,7 +67,7 @@ func linkIndex(t *testing.T, h *lab.Host, name string) int {
 func vxlanState(t *testing.T, h *lab.Host, peers int) State {
 	s := State{Device: &Device{
 		Name: "flannel.1", MTU: 1450, Addr: ip("10.1.1.0"),
-		VXLAN: &VXLAN{VNI: 1, Port: 8472, Link: linkIndex(t, h, "eth0"), Source: h.Addr(), MAC: MAC{2, 0, 0, 0, 0, 1}},
+		VXLAN: &VXLAN{VNI: 1, Port: 8472, Link: "eth0", Source: h.Addr(), MAC: MAC{2, 0, 0, 0, 0, 1}},
 	}}
 	for i := 2; i < 2+peers; i++ {
 		a, m := netip.AddrFrom4([4]byte{10, 1, byte(i), 0}), MAC{2, 0, 0, 0, 1, byte(i)}
@@ -729,6 +729,47 @@ func TestRunExternalInterfaceDown(t *testing.T) {
 	sh(h, "ip link set eth0 up; ip route add default via 172.16.16.1")
 	await(t, h, "all again", s)
 	r.awaitSynced(t)
+}
+
+// An interface that was taken away and made anew has another index, and the
+// kernel has removed the device that was on it.
+func TestRunExternalInterfaceMadeAnew(t *testing.T) {
+	h := newHost(t)
+	s := vxlanState(t, h, 2)
+	r := start(t, h)
+	r.set(s)
+	r.awaitSynced(t)
+	sh(h, "ip link del eth0")
+	lab.Eventually(t, within, "failure for want of eth0", func() error {
+		if _, failed := r.synced(); len(failed) != 2 {
+			return fmt.Errorf("synced with %v", failed)
+		}
+		return nil
+	})
+	sh(h, fmt.Sprintf("ip link add eth0 type bridge; ip addr add %v/%d dev eth0; ip link set eth0 up", h.Addr(), lan.Bits()))
+	lab.Eventually(t, healing, "all again", func() error {
+		routes := h.Run("ip", "route", "show", "proto", fmt.Sprint(testOwner.Protocol))
+		if _, failed := r.synced(); len(failed) > 0 || strings.Count(routes, "\n") != 2 {
+			return fmt.Errorf("synced with %v, routes\n%s", failed, routes)
+		}
+		return nil
+	})
+}
+
+// A route of nobody's that leads through a gateway to what is on this host was
+// left by a daemon that knew another host there.
+func TestRunLocal(t *testing.T) {
+	h := newHost(t)
+	sh(h, "ip route add 10.1.1.0/24 via 172.16.16.99; ip route add 10.1.2.0/24 via 172.16.16.99; ip route add 10.1.3.0/24 dev eth0")
+	r := start(t, h)
+	r.set(State{Local: []netip.Prefix{pfx("10.1.1.0/24"), pfx("10.1.3.0/24")}})
+	r.awaitSynced(t)
+	routes := h.Run("ip", "route")
+	for dst, want := range map[string]bool{"10.1.1.0/24": false, "10.1.2.0/24": true, "10.1.3.0/24": true} {
+		if got := strings.Contains(routes, dst); got != want {
+			t.Errorf("route to %s there: %t, want %t:\n%s", dst, got, want, routes)
+		}
+	}
 }
 
 // awaitFailed waits until the last comparison has failed for one entry, the one

@@ -14,6 +14,10 @@ type State struct {
 	Device *Device
 	// Routes are in the main table, one for each destination.
 	Routes []Route
+	// Local are destinations on this host itself. A route to just one of them
+	// that bears nobody's mark and leads through a gateway is left over from
+	// when another host had it, and goes.
+	Local []netip.Prefix
 	// Neighbours and FDB are on Device, the only ones there.
 	Neighbours []Neighbour
 	FDB        []FDBEntry
@@ -45,8 +49,8 @@ type VXLAN struct {
 	VNI int
 	// Port is the UDP port, 1 to 65535.
 	Port int
-	// Link is the index of the interface that carries the tunnel.
-	Link int
+	// Link names the interface that carries the tunnel.
+	Link string
 	// Source is the address that tunnel packets are sent from.
 	Source netip.Addr
 	// GBP is the Group Based Policy extension.
