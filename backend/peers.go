@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
+	"strings"
 
 	"flanneld/pkg/kernel"
 	"flanneld/pkg/prefix"
@@ -40,7 +41,7 @@ func Peers(host Host, backendType string, own netip.Prefix, leases []subnet.Leas
 			leaveOut(l, "it overlaps this host's own subnet %v", own)
 		case l.PublicIP == host.PublicIP:
 			leaveOut(l, "it bears this host's own address, but this host uses %v", own)
-		case l.BackendType != backendType:
+		case !strings.EqualFold(l.BackendType, backendType): // as in the config
 			leaveOut(l, "its backend is %s, this host's is %s", l.BackendType, backendType)
 		default:
 			peers = append(peers, l)

@@ -52,6 +52,9 @@ func Run(ctx context.Context, store subnet.Store, o Options) error {
 	if !publicIP.IsValid() {
 		publicIP = iface.Addr
 	}
+	if !subnet.Reachable(publicIP) {
+		return fmt.Errorf("other hosts cannot reach this one at %v, the address of %s: choose another interface (--iface) or say where (--public-ip)", publicIP, iface.Name)
+	}
 	klog.Infof("Using the interface %s with the address %v and MTU %d; peers are told %v", iface.Name, iface.Addr, iface.MTU, publicIP)
 
 	health := newHealth()
@@ -97,10 +100,10 @@ func (n node) join(ctx context.Context) error {
 	if err != nil {
 		return ended(ctx, err)
 	}
-	memory.keep(own)
 	if err := writeSubnetFile(n.SubnetFile, config.Network, own.Subnet, b.MTU(), n.IPMasq); err != nil {
 		return err
 	}
+	memory.keep(own)
 	klog.Infof("This host's subnet is %v; wrote %s", own.Subnet, n.SubnetFile)
 	enableForwarding()
 

@@ -27,24 +27,30 @@ func writeSubnetFile(name string, network, own netip.Prefix, mtu int, masq bool)
 }
 
 // readSubnetFile returns the subnet that the subnet file names. Such a file may
-// have been written by hand, so FLANNEL_SUBNET is all it needs to have.
-func readSubnetFile(name string) (netip.Prefix, error) {
+// have been written by hand, for a shell to read: FLANNEL_SUBNET is all it needs
+// to have, and of several lines with it the last counts.
+func readSubnetFile(name string) (own netip.Prefix, err error) {
 	text, err := os.ReadFile(name)
 	if err != nil {
 		return netip.Prefix{}, err
 	}
-	for line := range strings.Lines(string(text)) {
+	err = errors.New("it has no line FLANNEL_SUBNET=…")
+	for line := range strings.Lines(strings.TrimPrefix(string(text), "\ufeff")) {
+		line = strings.TrimPrefix(strings.TrimSpace(line), "export ")
 		value, ok := strings.CutPrefix(strings.TrimSpace(line), "FLANNEL_SUBNET=")
 		if !ok {
 			continue
 		}
-		p, err := netip.ParsePrefix(strings.Trim(value, `"'`))
-		if err != nil || !p.Addr().Is4() {
-			return netip.Prefix{}, fmt.Errorf("FLANNEL_SUBNET is %q, which is no IPv4 prefix", value)
+		value, _, _ = strings.Cut(value, " #")
+		value = strings.Trim(strings.TrimRight(value, "; \t"), `"'`)
+		p, perr := netip.ParsePrefix(value)
+		if perr != nil || !p.Addr().Is4() {
+			err = fmt.Errorf("FLANNEL_SUBNET is %q, which is no IPv4 prefix", value)
+			continue
 		}
-		return p.Masked(), nil
+		own, err = p.Masked(), nil
 	}
-	return netip.Prefix{}, errors.New("it has no line FLANNEL_SUBNET=…")
+	return own, err
 }
 
 // memory keeps, beside the subnet file, what the file itself does not say: which

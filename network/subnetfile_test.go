@@ -28,15 +28,19 @@ func TestSubnetFile(t *testing.T) {
 func TestReadSubnetFile(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "subnet.env")
 	for text, want := range map[string]string{
-		"FLANNEL_SUBNET=172.7.21.1/24\n":                        "172.7.21.0/24",
-		"FLANNEL_SUBNET=172.7.21.1/24":                          "172.7.21.0/24",
-		"# mine\r\n  FLANNEL_SUBNET=\"172.7.21.1/24\"\r\nX=1\n": "172.7.21.0/24",
-		"FLANNEL_SUBNET='172.7.21.0/24'":                        "172.7.21.0/24",
-		"":                                                      "it has no line FLANNEL_SUBNET=…",
-		"FLANNEL_SUBNET=":                                       `FLANNEL_SUBNET is "", which is no IPv4 prefix`,
-		"FLANNEL_SUBNET=172.7.21.1":                             `FLANNEL_SUBNET is "172.7.21.1", which is no IPv4 prefix`,
-		"FLANNEL_SUBNET=fd00::1/64":                             `FLANNEL_SUBNET is "fd00::1/64", which is no IPv4 prefix`,
-		"FLANNEL_NETWORK=172.7.0.0/16\n":                        "it has no line FLANNEL_SUBNET=…",
+		"FLANNEL_SUBNET=172.7.21.1/24\n":                               "172.7.21.0/24",
+		"FLANNEL_SUBNET=172.7.21.1/24":                                 "172.7.21.0/24",
+		"# mine\r\n  FLANNEL_SUBNET=\"172.7.21.1/24\"\r\nX=1\n":        "172.7.21.0/24",
+		"export FLANNEL_SUBNET=172.7.21.1/24 # rack 7\n":               "172.7.21.0/24",
+		"\ufeffFLANNEL_SUBNET=172.7.21.1/24;\n":                        "172.7.21.0/24",
+		"FLANNEL_SUBNET=x\nFLANNEL_SUBNET=172.7.21.1/24\n":             "172.7.21.0/24",
+		"FLANNEL_SUBNET=172.7.20.1/24\nFLANNEL_SUBNET=172.7.21.1/24\n": "172.7.21.0/24",
+		"FLANNEL_SUBNET='172.7.21.0/24'":                               "172.7.21.0/24",
+		"":                                                             "it has no line FLANNEL_SUBNET=…",
+		"FLANNEL_SUBNET=":                                              `FLANNEL_SUBNET is "", which is no IPv4 prefix`,
+		"FLANNEL_SUBNET=172.7.21.1":                                    `FLANNEL_SUBNET is "172.7.21.1", which is no IPv4 prefix`,
+		"FLANNEL_SUBNET=fd00::1/64":                                    `FLANNEL_SUBNET is "fd00::1/64", which is no IPv4 prefix`,
+		"FLANNEL_NETWORK=172.7.0.0/16\n":                               "it has no line FLANNEL_SUBNET=…",
 	} {
 		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 			t.Fatal(err)

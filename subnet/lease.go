@@ -82,6 +82,10 @@ func ParseKey(key string) (netip.Prefix, error) {
 	return p, nil
 }
 
+// Reachable reports whether an address can be that of a host, for other hosts
+// to reach it at.
+func Reachable(a netip.Addr) bool { return a.Is4() && (a.IsGlobalUnicast() || a.IsLinkLocalUnicast()) }
+
 // attrsJSON is the value of a lease as every daemon of the field writes it.
 type attrsJSON struct {
 	PublicIP    string
@@ -110,7 +114,7 @@ func DecodeAttrs(value string) (Attrs, error) {
 	if err != nil || !ip.Is4() {
 		return Attrs{}, fmt.Errorf("its PublicIP %q is not an IPv4 address", v.PublicIP)
 	}
-	if !ip.IsGlobalUnicast() && !ip.IsLinkLocalUnicast() {
+	if !Reachable(ip) {
 		return Attrs{}, fmt.Errorf("its PublicIP %v is not an address a host can be reached at", ip)
 	}
 	a := Attrs{PublicIP: ip, BackendType: v.BackendType}

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"net/netip"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -118,6 +121,22 @@ func TestBadConfigs(t *testing.T) {
 	// A change while it runs is said, and waits for a restart.
 	c.SetConfig(`{"Network": "10.2.0.0/16", "Backend": {"Type": "host-gw"}}`)
 	c.Must(h.Daemon.WaitLog(`was changed to Network 10.2.0.0/16, .* until flanneld is restarted`, within))
+}
+
+// A config that does not fit this host is an error that says what does not, and
+// nothing is leased or written before.
+func TestConfigForAnotherHost(t *testing.T) {
+	c, s := newCluster(t)
+	c.SetConfig(`{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan", "MTU": 9000}}`)
+	h := c.Node("h1", s)
+	h.Start()
+	status, err := h.Daemon.Wait(10 * time.Second)
+	if err != nil || status != 1 || !strings.Contains(h.Daemon.Log(), "Backend.MTU is 9000, but eth0, which carries the packets, has an MTU of 1500") {
+		t.Errorf("exit status %d, %v", status, err)
+	}
+	if _, err := os.Stat(h.SubnetFile()); !errors.Is(err, fs.ErrNotExist) || len(c.Leases()) != 0 {
+		t.Errorf("there is a subnet file (%v) or a lease (%v)", err, c.Leases())
+	}
 }
 
 // Leases that cannot be read are named once and left out; the others work.

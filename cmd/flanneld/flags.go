@@ -15,6 +15,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"flanneld/network"
+	"flanneld/subnet"
 	"flanneld/subnet/etcdv2"
 )
 
@@ -143,7 +144,7 @@ func fromEnvironment(fs *flag.FlagSet, given map[string]bool, getenv func(string
 	fs.VisitAll(func(f *flag.Flag) {
 		name := envPrefix + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
 		value := getenv(name)
-		if err != nil || value == "" || given[f.Name] {
+		if err != nil || value == "" || given[f.Name] || f.Name == "version" { // that is a question, not a setting
 			return
 		}
 		if serr := fs.Set(f.Name, value); serr != nil {
@@ -156,8 +157,8 @@ func fromEnvironment(fs *flag.FlagSet, given map[string]bool, getenv func(string
 }
 
 // logToFiles makes --log_dir and --log_file do what they say. On their own they
-// would have no effect, as klog writes to stderr unless told not to; so it
-// writes to both unless --logtostderr was given.
+// would have no effect, as klog writes to stderr alone unless told otherwise; so
+// it writes to both, unless the command line says.
 func logToFiles(fs *flag.FlagSet, given map[string]bool) error {
 	dir := fs.Lookup("log_dir").Value.String()
 	if file := fs.Lookup("log_file").Value.String(); file != "" {
@@ -169,14 +170,13 @@ func logToFiles(fs *flag.FlagSet, given map[string]bool) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return fmt.Errorf("making the directory for the log files: %w", err)
 	}
-	if !given["logtostderr"] {
-		for flag, value := range map[string]string{"logtostderr": "false", "alsologtostderr": "true"} {
-			if err := fs.Set(flag, value); err != nil {
-				return err
-			}
-		}
+	if given["logtostderr"] {
+		return nil
 	}
-	return nil
+	if err := fs.Set("logtostderr", "false"); err != nil || given["alsologtostderr"] {
+		return err
+	}
+	return fs.Set("alsologtostderr", "true")
 }
 
 func parseEndpoints(s string, to *[]string) error {
@@ -204,6 +204,9 @@ func parseIP(name, s string, to *netip.Addr) error {
 	a, err := netip.ParseAddr(s)
 	if err != nil || !a.Is4() {
 		return fmt.Errorf("--%s=%s: not an IPv4 address", name, s)
+	}
+	if !subnet.Reachable(a) {
+		return fmt.Errorf("--%s=%s: not an address of a host", name, s)
 	}
 	*to = a
 	return nil

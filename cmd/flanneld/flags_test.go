@@ -64,7 +64,7 @@ func TestCommandLinesInTheField(t *testing.T) {
 func TestEnvironment(t *testing.T) {
 	env := map[string]string{
 		"FLANNELD_ETCD_ENDPOINTS": "http://10.0.0.1:2379", "FLANNELD_IP_MASQ": "true", "FLANNELD_IFACE": "eth3",
-		"FLANNELD_SUBNET_LEASE_RENEW_MARGIN": "7", "FLANNELD_ETCD_PREFIX": "", "FLANNELD_V": "0",
+		"FLANNELD_VERSION": "v0.11.0", "FLANNELD_SUBNET_LEASE_RENEW_MARGIN": "7", "FLANNELD_ETCD_PREFIX": "", "FLANNELD_V": "0",
 	}
 	o, err := parse(env, "--subnet-lease-renew-margin=8")
 	if err != nil {
@@ -96,6 +96,8 @@ func TestBadUsage(t *testing.T) {
 		"--healthz-port=65536":             "--healthz-port=65536: must be from 0 to 65535",
 		"--healthz-port=1 --healthz-ip=x":  "--healthz-ip=x: not an IP address",
 		"--public-ip=fd00::1":              "--public-ip=fd00::1: not an IPv4 address",
+		"--public-ip=0.0.0.0":              "--public-ip=0.0.0.0: not an address of a host",
+		"--public-ip=127.0.0.1":            "--public-ip=127.0.0.1: not an address of a host",
 		"--iface-can-reach=gateway":        "--iface-can-reach=gateway: not an IPv4 address",
 		"--iface-regex=(":                  "--iface-regex=( is not a regular expression",
 		"--subnet-file=":                   "--subnet-file: must not be empty",

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -209,6 +210,75 @@ func TestEtcdAway(t *testing.T) {
 	}
 }
 
+// etcd that has lost all its data, and has got its config again: every host has
+// its subnet as before, and not a packet is lost.
+func TestEtcdWiped(t *testing.T) {
+	c, s := newCluster(t)
+	c.SetConfig(vxlanConfig)
+	h1, c1 := join(c, s, 1)
+	_, c2 := join(c, s, 2)
+	reach(t, c1, c2, c2.Addr(), c1.Addr(), 1450)
+
+	pinging, stop := context.WithCancel(t.Context())
+	type result struct {
+		stats lab.EchoStats
+		err   error
+	}
+	results := make(chan result)
+	go func() {
+		stats, err := c1.Ping(c2.Addr(), lab.Echo{Count: 100000, Interval: 2 * time.Millisecond, Timeout: 50 * time.Millisecond, Context: pinging})
+		results <- result{stats, err}
+	}()
+	c.Etcd.Wipe()
+	c.Must(h1.Daemon.WaitLog("Waiting for the store", 10*time.Second))
+	c.Etcd.Restart()
+	c.SetConfig(vxlanConfig)
+	lab.Eventually(t, 10*time.Second, "both leases are there again", func() error {
+		all := c.Leases()
+		if len(all) != 2 || all["10.1.1.0-24"].TTL == 0 || all["10.1.2.0-24"].TTL == 0 {
+			return fmt.Errorf("the leases are %v", all)
+		}
+		return nil
+	})
+	// A host that joins shows that everybody follows again.
+	_, c3 := join(c, s, 3)
+	lab.EventuallyPing(t, within, c1, c3.Addr(), lab.Echo{Timeout: 100 * time.Millisecond})
+	stop()
+	if r := <-results; r.stats.Sent < 50 || r.stats.Sent-r.stats.Received > 1 { // the last may be cut off
+		t.Errorf("%v, %v", r.stats, r.err)
+	}
+}
+
+// What takes a lease's place without being one is in the way of that subnet and
+// of nothing else.
+func TestDirectoryForLease(t *testing.T) {
+	c, s := newCluster(t)
+	c.SetConfig(vxlanConfig)
+	c.PutLease("10.1.1.0-24/strange", "x", 0)
+	h := c.Node("h1", s)
+	reserve(c, h, 1)
+	h.Start()
+	h.AwaitReady()
+	if h.Env().Subnet().String() == "10.1.1.0/24" || !strings.Contains(h.Daemon.Log(), `"10.1.1.0-24", which cannot be read`) {
+		t.Errorf("the subnet is %v; the log:\n%s", h.Env().Subnet(), h.Daemon.Log())
+	}
+}
+
+// With --log_dir the log goes there as well as to stderr.
+func TestLogDir(t *testing.T) {
+	c, s := newCluster(t)
+	c.SetConfig(vxlanConfig)
+	h := c.Node("h1", s)
+	dir := filepath.Join(h.Dir, "log", "flanneld")
+	h.Start("-log_dir=" + dir)
+	h.AwaitReady()
+	h.Stop()
+	text, err := os.ReadFile(filepath.Join(dir, "flanneld.INFO"))
+	if err != nil || !strings.Contains(string(text), "Ready: ") || !strings.Contains(h.Daemon.Log(), "Ready: ") {
+		t.Errorf("%v; the file has\n%s\nstderr has\n%s", err, text, h.Daemon.Log())
+	}
+}
+
 // Without the subnet file dockerd must not start, so neither does flanneld.
 func TestSubnetFile(t *testing.T) {
 	c, s := newCluster(t)
@@ -279,6 +349,13 @@ func TestInterfaces(t *testing.T) {
 		if err != nil || status != 1 || !strings.Contains(log, test.want) || !strings.Contains(log, there) {
 			t.Errorf("%v: exit status %d, %v, log\n%s", args, status, err, log)
 		}
+	}
+	h.Start("--iface=lo", "--iface=") // after the lab's own --iface=eth0, which is first
+	h.AwaitReady()
+	h.Stop()
+	h.Daemon = h.StartProgram(lab.Program{Name: "flanneld", Args: []string{lab.Binary("flanneld"), "--iface=lo", "--subnet-file=" + h.SubnetFile()}})
+	if status, err := h.Daemon.Wait(10 * time.Second); err != nil || status != 1 || !strings.Contains(h.Daemon.Log(), "other hosts cannot reach this one at 127.0.0.1, the address of lo") {
+		t.Errorf("--iface=lo: exit status %d, %v", status, err)
 	}
 	h.Start("--public-ip=203.0.113.7")
 	status, err := h.Daemon.Wait(10 * time.Second)

@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"syscall"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -41,7 +42,7 @@ func run(args []string, getenv func(string) string, stdout, stderr io.Writer) in
 	case errors.Is(err, flag.ErrHelp):
 		return exitOK
 	case err != nil:
-		fmt.Fprintf(stderr, "flanneld: %v\n", err)
+		fmt.Fprintf(stderr, "flanneld: %s\n", strings.Join(strings.Fields(err.Error()), " ")) // one line, whatever is quoted in it
 		return exitUsage
 	case o.version:
 		fmt.Fprintf(stdout, "flanneld %s\n", version)

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"unicode"
 )
 
 // Object is one JSON object being read.
@@ -165,10 +166,17 @@ func get[T any](o *Object, name string, def T, want string) (T, error) {
 	return v, nil
 }
 
-// shorten keeps a value that somebody pasted by mistake from filling the log.
+// shorten keeps a value that somebody pasted by mistake, over many lines or with
+// characters that a terminal obeys, from filling the log.
 func shorten(text []byte) string {
 	const most = 80
-	s := string(bytes.TrimSpace(text))
+	s := strings.Map(func(r rune) rune {
+		if unicode.IsGraphic(r) {
+			return r
+		}
+		return ' '
+	}, string(text))
+	s = strings.Join(strings.Fields(s), " ")
 	if s == "" {
 		return "an empty value"
 	}

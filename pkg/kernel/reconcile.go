@@ -75,10 +75,11 @@ func Run[T any](ctx context.Context, owner Owner, inputs <-chan T, plan Plan[T],
 		retry.InitialInterval, retry.MaxInterval = 500*time.Millisecond, 30*time.Second
 		for first := true; ; first = false {
 			begin := time.Now()
-			failed, whole := r.compare(input)
+			faults, failed, whole := r.compare(input)
 			if first && whole != nil {
 				return whole
 			}
+			r.say(faults, failed)
 			synced(failed)
 			took := time.Since(begin)
 
@@ -124,32 +125,26 @@ type reconciler[T any] struct {
 	said   map[string]bool
 }
 
-// compare makes one comparison and puts right what is wrong. Of what has failed,
-// whole is what concerns more than an entry: the device, or reading the tables.
-func (r *reconciler[T]) compare(input T) (failed []error, whole error) {
-	faults, failed, whole := r.attempt(input)
+// say logs what was not said last time.
+func (r *reconciler[T]) say(faults, failed []error) {
 	saying := map[string]bool{}
-	for _, err := range faults {
-		if text := err.Error(); !saying[text] {
-			saying[text] = true
-			if !r.said[text] {
-				klog.Warning(sentence(text))
+	once := func(errs []error, log func(text string)) {
+		for _, err := range errs {
+			text := sentence(err.Error())
+			if !saying[text] && !r.said[text] {
+				log(text)
 			}
+			saying[text] = true
 		}
 	}
-	for _, err := range failed {
-		if text := err.Error(); !saying[text] {
-			saying[text] = true
-			if !r.said[text] {
-				klog.Errorf("%s; trying again", sentence(text))
-			}
-		}
-	}
+	once(faults, func(text string) { klog.Warning(text) })
+	once(failed, func(text string) { klog.Errorf("%s; trying again", text) })
 	r.said = saying
-	return failed, whole
 }
 
-func (r *reconciler[T]) attempt(input T) (faults, failed []error, whole error) {
+// compare makes one comparison and puts right what is wrong. Of what has failed,
+// whole is what concerns more than an entry: the device, or reading the tables.
+func (r *reconciler[T]) compare(input T) (faults, failed []error, whole error) {
 	mine, err := r.readLinks()
 	if err != nil {
 		return nil, []error{err}, err
