@@ -52,7 +52,7 @@ func (h Holder) Run(ctx context.Context, leases <-chan []Lease) error {
 	renew := time.NewTimer(k.untilRenewal())
 	defer renew.Stop()
 	for {
-		before := k.Lease
+		before, due := k.Lease, false
 		var err error
 		select {
 		case <-ctx.Done():
@@ -60,6 +60,7 @@ func (h Holder) Run(ctx context.Context, leases <-chan []Lease) error {
 		case set := <-leases:
 			err = k.compare(ctx, find(set, k.Lease))
 		case <-renew.C:
+			due = true
 			err = k.write(ctx)
 		}
 		if ctx.Err() != nil {
@@ -68,11 +69,11 @@ func (h Holder) Run(ctx context.Context, leases <-chan []Lease) error {
 		if err != nil {
 			return err
 		}
-		if k.Lease.Revision != before.Revision || k.Lease.Expires != before.Expires {
+		if due || !k.Lease.Expires.Equal(before.Expires) {
 			renew.Reset(k.untilRenewal())
-			if k.Changed != nil {
-				k.Changed(k.Lease)
-			}
+		}
+		if k.Lease.Revision != before.Revision && k.Changed != nil {
+			k.Changed(k.Lease)
 		}
 	}
 }
