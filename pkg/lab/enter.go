@@ -42,7 +42,7 @@ const (
 )
 
 // forwarded are the signals by which users and tools end a program: the
-// terminal, kill, a lost session, and go test for a stack dump.
+// terminal, kill, a lost terminal, and go test for a stack dump.
 var forwarded = []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT}
 
 // Main runs a package's tests inside the lab's namespaces; it is the whole
