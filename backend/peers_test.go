@@ -77,7 +77,7 @@ func TestOwnerDevice(t *testing.T) {
 		own        bool
 	}{
 		{"flannel.1", "vxlan", true},
-		{"flannel.16777215", "vxlan", true},
+		{"flannel.9999999", "vxlan", true},
 		{"flannel.1", "bridge", false},
 		{"flannel.", "vxlan", false},
 		{"flannel.v6", "vxlan", false},

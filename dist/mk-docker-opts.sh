@@ -176,8 +176,15 @@ text=$(options)
 
 [ ! -d "$out_file" ] || fail "cannot write $out_file: it is a directory"
 umask 022
+case $out_file in
+/dev/stdout | /dev/stderr | /dev/fd/* | /proc/self/fd/*)
+	# Whatever this stands for, also a file: it is open already.
+	printf '%s\n' "$text" >"$out_file" || fail "cannot write $out_file"
+	exit 0
+	;;
+esac
 if [ -e "$out_file" ] && [ ! -f "$out_file" ]; then
-	# A device or a pipe, such as /dev/stdout: nothing to put in its place.
+	# A device or a pipe: nothing to put in its place.
 	printf '%s\n' "$text" >"$out_file" || fail "cannot write $out_file"
 	exit 0
 fi

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 
@@ -242,6 +243,12 @@ func TestDockerOptsPlaces(t *testing.T) {
 		if got := opts("-d", "/dev/stdout"); got != (result{stdout: each}) {
 			t.Errorf("to /dev/stdout: %+v", got)
 		}
+		// The same with its output redirected to a file, which this is then.
+		redirected := append([]string{"sh", "-c", `exec "$@" >redirected`, "sh"}, append(slices.Clone(command), "-i", "-f", "-in", "-d", "/dev/stdout")...)
+		if got := run(t, dir, nil, redirected...); got != (result{}) {
+			t.Errorf("to /dev/stdout, a file: %+v", got)
+		}
+		check("redirected")
 		for _, one := range []string{"-i", "-c"} {
 			got := run(t, dir, nil, append(command, one, "-f", "-in", "-d", "/dev/full")...)
 			if got.status != 1 || !strings.Contains(got.stderr, "cannot write /dev/full") {

@@ -26,7 +26,7 @@ func TestParseConfig(t *testing.T) {
 		`{"Backend": {"Type": "vxlan"}}`:                                        `Network is missing`,
 		`{"Network": "10.1.0.0/16", "Backend": {"Type": ""}}`:                   `Backend.Type is "": there is no such backend, only host-gw, udp, vxlan`,
 		`{"Network": "10.1.0.0/16", "Backend": {"Type": "ipsec"}}`:              `Backend.Type is "ipsec": there is no such backend, only host-gw, udp, vxlan`,
-		`{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan", "VNI": -1}}`:   `Backend.VNI is -1: must be a whole number from 0 to 16777215`,
+		`{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan", "VNI": -1}}`:   `Backend.VNI is -1: must be a whole number from 0 to 9999999`,
 		`{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan", "VNI": "1"}}`:  `Backend.VNI is "1": must be a whole number`,
 		`{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan", "Port": 0}}`:   `Backend.Port is 0: must be a whole number from 1 to 65535`,
 		`{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan", "GBP": 1}}`:    `Backend.GBP is 1: must be true or false`,

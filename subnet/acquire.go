@@ -170,7 +170,7 @@ func (a acquisition) again(ctx context.Context, leases []Lease) (Lease, error) {
 	if errors.Is(err, ErrConflict) {
 		return Lease{}, err
 	} else if err == nil {
-		klog.Infof("Leased %v again, the subnet in the subnet file", subnet)
+		klog.Infof("Leased %v, the subnet in the subnet file", subnet)
 	}
 	return lease, err
 }

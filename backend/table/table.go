@@ -9,7 +9,8 @@ import (
 	"flanneld/backend/vxlan"
 )
 
-// Backends are the backends by the Type that configs and leases name them by.
+// Backends are the backends by the Type that configs and leases name them by, in
+// lower case; a config may spell it otherwise.
 var Backends = map[string]backend.Parse{
 	udp.Type:    udp.Parse,
 	vxlan.Type:  vxlan.Parse,

@@ -21,9 +21,11 @@ const (
 	// kernelPort is what the kernel uses for a device made without a port; it
 	// is older than the one IANA has assigned, 4789.
 	kernelPort = 8472
-	maxVNI     = 1<<24 - 1 // RFC 7348, section 5
-	minMTU     = 68        // the least MTU of IPv4 (RFC 791)
-	maxMTU     = 65535
+	// maxVNI is what fits into the device's name, flannel.<VNI>, of at most 15
+	// characters (IFNAMSIZ in linux/if.h). VXLAN itself would go to 2^24-1.
+	maxVNI = 9_999_999
+	minMTU = 68 // the least MTU of IPv4 (RFC 791)
+	maxMTU = 65535
 )
 
 // Parse implements backend.Parse.

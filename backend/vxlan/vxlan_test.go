@@ -181,7 +181,7 @@ func TestConfig(t *testing.T) {
 		`{}`: def,
 		`{"VNI":null,"Port":null,"GBP":null,"DirectRouting":null,"MTU":null}`: def,
 		`{"VNI":0}`:              with(func(c *config) { c.vni = 0 }),
-		`{"vni":16777215}`:       with(func(c *config) { c.vni = 16777215 }),
+		`{"vni":9999999}`:        with(func(c *config) { c.vni = 9999999 }),
 		`{"Port":1}`:             with(func(c *config) { c.port = 1 }),
 		`{"PORT":65535}`:         with(func(c *config) { c.port = 65535 }),
 		`{"gbp":true}`:           with(func(c *config) { c.gbp = true }),
@@ -195,9 +195,9 @@ func TestConfig(t *testing.T) {
 		}
 	}
 	for text, want := range map[string]string{
-		`{"VNI":-1}`:              "VNI is -1: must be a whole number from 0 to 16777215",
-		`{"VNI":16777216}`:        "VNI is 16777216: must be a whole number from 0 to 16777215",
-		`{"VNI":"1"}`:             `VNI is "1": must be a whole number from 0 to 16777215`,
+		`{"VNI":-1}`:              "VNI is -1: must be a whole number from 0 to 9999999",
+		`{"VNI":16777216}`:        "VNI is 16777216: must be a whole number from 0 to 9999999",
+		`{"VNI":"1"}`:             `VNI is "1": must be a whole number from 0 to 9999999`,
 		`{"Port":0}`:              "Port is 0: must be a whole number from 1 to 65535",
 		`{"Port":65536}`:          "Port is 65536: must be a whole number from 1 to 65535",
 		`{"Port":84.72}`:          "Port is 84.72: must be a whole number from 1 to 65535",

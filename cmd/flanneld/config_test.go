@@ -88,7 +88,7 @@ func TestBadConfigs(t *testing.T) {
 		{`{"Network": "10.1.0.0/16", "SubnetLen": 33}`, `SubnetLen is 33: must be a whole number from 18 to 30`},
 		{`{"Network": "10.1.0.0/16", "SubnetMin": "10.2.0.0"}`, `SubnetMin is "10.2.0.0": lies outside Network, which is 10.1.0.0/16`},
 		{`{"Network": "10.1.0.0/16", "Backend": {"Type": "ipip"}}`, `Backend.Type is "ipip": there is no such backend, only host-gw, udp, vxlan`},
-		{`{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan", "VNI": 16777216}}`, `Backend.VNI is 16777216: must be a whole number from 0 to 16777215`},
+		{`{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan", "VNI": 10000000}}`, `Backend.VNI is 10000000: must be a whole number from 0 to 9999999`},
 		{`{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan", "Port": 65536}}`, `Backend.Port is 65536: must be a whole number from 1 to 65535`},
 		{`{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan", "DirectRouting": "yes"}}`, `Backend.DirectRouting is "yes": must be true or false`},
 		{`{"Network": "10.1.0.0/16", "Backend": {"Type": "udp", "Port": 0}}`, `Backend.Port is 0: must be a whole number from 1 to 65535`},

@@ -67,7 +67,7 @@ func run(args []string, getenv func(string) string, stdout, stderr io.Writer) in
 		klog.Errorf("Stopping: %v", err)
 		return exitFailure
 	}
-	klog.Info("Stopped; the lease and what is in the kernel stay, so that traffic goes on")
+	klog.Info("Stopped; a lease stays, and so does what is in the kernel, so that traffic goes on")
 	return exitOK
 }
 
