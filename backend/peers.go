@@ -3,27 +3,11 @@ package backend
 import (
 	"fmt"
 	"net/netip"
-	"regexp"
 	"strings"
 
-	"flanneld/pkg/kernel"
 	"flanneld/pkg/prefix"
 	"flanneld/subnet"
 )
-
-// Owner marks what backends put in the kernel. All of them share it, so that
-// each clears away what another left there in an earlier run. The protocol
-// number is one that iproute2's rt_protos names nobody for.
-var Owner = kernel.Owner{Protocol: 102, Device: ownDevice}
-
-var vxlanName = regexp.MustCompile(`^flannel\.[0-9]+$`)
-
-// TUNName is the device of the udp backend.
-const TUNName = "flannel0"
-
-func ownDevice(name, kind string) bool {
-	return kind == "vxlan" && vxlanName.MatchString(name) || kind == "tun" && name == TUNName
-}
 
 // Peers picks from all leases those that this host can exchange traffic with
 // through the backend of the given type, its own not among them. For each one

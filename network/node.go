@@ -46,7 +46,7 @@ type Options struct {
 func Run(ctx context.Context, store subnet.Store, o Options) error {
 	iface, err := extif.Choose(o.Interface)
 	if err != nil {
-		return fmt.Errorf("choosing the interface for the traffic between hosts: %w", err)
+		return err
 	}
 	publicIP := o.PublicIP
 	if !publicIP.IsValid() {

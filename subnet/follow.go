@@ -38,16 +38,19 @@ func Follow(ctx context.Context, store Store, own netip.Prefix, publish func(lea
 		if len(f.lingering) > 0 {
 			watching, stop = context.WithDeadline(ctx, f.until)
 		}
+		began := time.Now()
 		w := store.Watch(watching, revision)
 		for events, err := w.Next(); ; events, err = w.Next() {
 			if err != nil {
 				klog.V(1).Infof("The watch on the leases has ended, listing them again: %v", err)
 				break
 			}
-			wait.Reset()
 			f.apply(events)
 		}
 		stop()
+		if time.Since(began) > lastRetry {
+			wait.Reset() // it is not that watching never works
+		}
 		// Every host's watch ends at the same moment when a member of the store
 		// stops: the jitter keeps them from listing in the same one.
 		if sleep(ctx, wait.NextBackOff()) != nil {
@@ -131,19 +134,6 @@ func (f *follower) tell() {
 func has(m map[string]Lease, key string) bool {
 	_, ok := m[key]
 	return ok
-}
-
-// Decode reads an entry.
-func (e Entry) Decode() (Lease, error) {
-	subnet, err := ParseKey(e.Key)
-	if err != nil {
-		return Lease{}, err
-	}
-	attrs, err := DecodeAttrs(e.Value)
-	if err != nil {
-		return Lease{}, err
-	}
-	return Lease{Subnet: subnet, Attrs: attrs, Expires: e.Expires, Revision: e.Revision}, nil
 }
 
 // warnings remembers what was said about which key, so that it is said once.

@@ -30,6 +30,19 @@ type Entry struct {
 	Revision uint64
 }
 
+// Decode reads an entry.
+func (e Entry) Decode() (Lease, error) {
+	subnet, err := ParseKey(e.Key)
+	if err != nil {
+		return Lease{}, err
+	}
+	attrs, err := DecodeAttrs(e.Value)
+	if err != nil {
+		return Lease{}, err
+	}
+	return Lease{Subnet: subnet, Attrs: attrs, Expires: e.Expires, Revision: e.Revision}, nil
+}
+
 // Event is one change to a lease. Of a deleted one only the Key counts.
 type Event struct {
 	Entry
