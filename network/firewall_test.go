@@ -220,7 +220,7 @@ func TestFirewallOnKernel(t *testing.T) {
 		sync := func(chains []iptables.Chain, want string) {
 			t.Helper()
 			before := tableText(t, program)
-			changes, err := tables.Sync(chains)
+			changes, err := tables.Sync(t.Context(), chains)
 			if err != nil {
 				t.Fatalf("%v\nfrom:\n%s", err, before)
 			}
@@ -230,7 +230,7 @@ func TestFirewallOnKernel(t *testing.T) {
 			if diff := cmp.Diff(want, tableText(t, program)); diff != "" {
 				t.Errorf("after %q (-want +got):\n%s\nbefore:\n%s", changes, diff, before)
 			}
-			if changes, err := tables.Sync(chains); err != nil || len(changes) > 0 {
+			if changes, err := tables.Sync(t.Context(), chains); err != nil || len(changes) > 0 {
 				t.Errorf("the second Sync changed %q, error %v", changes, err)
 			}
 			t.Logf("%s", strings.Join(changes, ", "))

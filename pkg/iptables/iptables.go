@@ -133,11 +133,7 @@ func (t *Tables) RandomFully() bool { return t.randomFully }
 // sentence for each. Where nothing is wrong it runs one process for each table
 // that chains name. A table that cannot be put right does not keep the others
 // from it; err then has the reasons, and the next Sync tries again.
-func (t *Tables) Sync(chains []Chain) (changes []string, err error) {
-	return t.sync(context.Background(), chains)
-}
-
-func (t *Tables) sync(ctx context.Context, chains []Chain) (changes []string, err error) {
+func (t *Tables) Sync(ctx context.Context, chains []Chain) (changes []string, err error) {
 	var tables []string
 	byTable := make(map[string][]Chain)
 	for _, c := range chains {
@@ -210,7 +206,7 @@ func (t *Tables) Run(ctx context.Context, chains []Chain, interval time.Duration
 	}
 	var lastChange, lastError string
 	for {
-		changes, err := t.sync(ctx, chains)
+		changes, err := t.Sync(ctx, chains)
 		if ctx.Err() != nil {
 			return nil
 		}

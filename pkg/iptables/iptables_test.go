@@ -45,7 +45,7 @@ func newFake() *fake {
 func TestNothingWrongIsOneProcessPerTable(t *testing.T) {
 	f := newFake()
 	chains := append([]Chain{{Table: "filter", Name: "GONE", Absent: true}}, testChains...)
-	if changes, err := f.Sync(chains); err != nil || len(changes) > 0 {
+	if changes, err := f.Sync(t.Context(), chains); err != nil || len(changes) > 0 {
 		t.Errorf("changed %q, error %v", changes, err)
 	}
 	if got, want := strings.Join(f.commands, "; "), "iptables -w -t filter -S; iptables -w -t nat -S"; got != want {
@@ -60,7 +60,7 @@ func TestLooksAgainWhenOthersWereQuicker(t *testing.T) {
 	text := strings.Replace(rightTable, "-A OUTPUT -j MORE\n", "-A OUTPUT -j MORE\n-A OUTPUT -j MORE\n", 1)
 	f.listing = func() (string, error) { return text, nil }
 	f.restored = func(string) error { text = rightTable; return errors.New("line 2 failed") }
-	if changes, err := f.Sync(testChains); err != nil || len(changes) > 0 {
+	if changes, err := f.Sync(t.Context(), testChains); err != nil || len(changes) > 0 {
 		t.Errorf("changed %q, error %v", changes, err)
 	}
 }
@@ -71,7 +71,7 @@ func TestErrorsSayWhat(t *testing.T) {
 	f := newFake()
 	f.listing = func() (string, error) { return damaged, nil }
 	f.restored = func(string) error { return errors.New("no such target") }
-	_, err := f.Sync(testChains)
+	_, err := f.Sync(t.Context(), testChains)
 	if want := "changing the iptables table nat (nat: chain OURS: put in the 1 rule missing): no such target"; err == nil || err.Error() != want {
 		t.Errorf("error %v, want %s", err, want)
 	}
@@ -80,7 +80,7 @@ func TestErrorsSayWhat(t *testing.T) {
 	// be changed every five seconds without a word.
 	f = newFake()
 	f.listing = func() (string, error) { return damaged, nil }
-	_, err = f.Sync(testChains)
+	_, err = f.Sync(t.Context(), testChains)
 	if err == nil || !strings.Contains(err.Error(), "is wrong again right after it was put right") {
 		t.Errorf("error %v", err)
 	}
@@ -98,7 +98,7 @@ func TestErrorsSayWhat(t *testing.T) {
 		}
 		return text, nil
 	}
-	changes, err := f.Sync(append([]Chain{{Table: "filter", Name: "GONE", Absent: true}}, testChains...))
+	changes, err := f.Sync(t.Context(), append([]Chain{{Table: "filter", Name: "GONE", Absent: true}}, testChains...))
 	if want := "listing the iptables table filter: not supported"; err == nil || err.Error() != want {
 		t.Errorf("error %v, want %s", err, want)
 	}
@@ -236,7 +236,7 @@ func TestNoGap(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			if _, err := tables.Sync(testChains); err != nil {
+			if _, err := tables.Sync(t.Context(), testChains); err != nil {
 				t.Fatal(err)
 			}
 
@@ -269,7 +269,7 @@ func TestNoGap(t *testing.T) {
 					t.Error(err)
 					break
 				}
-				if changes, err := tables.Sync(testChains); err != nil || len(changes) != 3 {
+				if changes, err := tables.Sync(t.Context(), testChains); err != nil || len(changes) != 3 {
 					t.Errorf("changed %q, error %v", changes, err)
 					break
 				}
