@@ -135,11 +135,7 @@ func (b *Backend) follow(ctx context.Context, own subnet.Lease, leases <-chan []
 		select {
 		case <-ctx.Done():
 			return nil
-		case set, ok := <-leases:
-			if !ok {
-				leases = nil // nothing more to come; what is known stays
-				continue
-			}
+		case set := <-leases:
 			peers, _ := backend.Peers(b.host, Type, own.Subnet, set) // plan reports the faults
 			b.table.Store(newTable(peers))
 			latest, out = set, inputs
