@@ -9,13 +9,15 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
+
+	"flanneld/pkg/rtnl"
 )
 
 // ensureDevice makes the device what d says and removes those of the devices
 // given, all ours, that d is not. It returns the index of the device, 0 where
 // d is nil or somebody else has yet to make it, and whether it changed anything
 // that may have taken routes with it.
-func (t *table) ensureDevice(d *Device, mine []netlink.Link) (index int, changed bool, err error) {
+func (t *table) ensureDevice(d *Device, mine []netlink.Link) (index int32, changed bool, err error) {
 	var there netlink.Link
 	for _, l := range mine {
 		if d != nil && l.Attrs().Name == d.Name && t.rightShape(l, d.VXLAN) {
@@ -26,7 +28,7 @@ func (t *table) ensureDevice(d *Device, mine []netlink.Link) (index int, changed
 		if err := t.handle.LinkDel(l); gone(err) != nil {
 			return 0, changed, fmt.Errorf("removing the device %s: %w", l.Attrs().Name, err)
 		}
-		delete(t.names, l.Attrs().Index) // or its name would stand for two devices
+		t.links.forget(int32(l.Attrs().Index)) // or its name would stand for two devices
 		changed = true
 	}
 	switch {
@@ -40,8 +42,8 @@ func (t *table) ensureDevice(d *Device, mine []netlink.Link) (index int, changed
 		}
 		changed = true
 	}
-	index = there.Attrs().Index
-	t.names[index] = d.Name
+	index = int32(there.Attrs().Index)
+	t.links.add(index, link{name: d.Name, mine: true, up: true})
 	configured, err := t.configure(d, there)
 	return index, changed || configured, err
 }
@@ -52,24 +54,24 @@ func (t *table) rightShape(l netlink.Link, want *VXLAN) bool {
 		return kindOf(l) == "tun"
 	}
 	v, ok := l.(*netlink.Vxlan)
-	return ok && v.VxlanId == want.VNI && v.Port == want.Port && t.names[v.VtepDevIndex] == want.Link &&
+	return ok && v.VxlanId == want.VNI && v.Port == want.Port && t.links.byIndex[int32(v.VtepDevIndex)].name == want.Link &&
 		v.SrcAddr.Equal(want.Source.AsSlice()) && v.GBP == want.GBP && v.Group == nil &&
 		!v.Learning && !v.L2miss && !v.L3miss && !v.Proxy && !v.FlowBased
 }
 
 func (t *table) makeVXLAN(d *Device) (netlink.Link, error) {
 	v := d.VXLAN
-	link, ok := t.index(v.Link)
+	link, ok := t.links.byName[v.Link]
 	if !ok {
 		return nil, fmt.Errorf("making the VXLAN device %s: there is no interface %s for its packets", d.Name, v.Link)
 	}
-	if _, taken := t.index(d.Name); taken {
+	if _, taken := t.links.byName[d.Name]; taken {
 		return nil, fmt.Errorf("making the VXLAN device %s: there is a device of that name that is none; rename or remove it, or choose another VNI", d.Name)
 	}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.HardwareAddr = d.Name, d.MTU, v.MAC[:]
 	err := t.handle.LinkAdd(&netlink.Vxlan{
-		LinkAttrs: attrs, VxlanId: v.VNI, Port: v.Port, VtepDevIndex: link, SrcAddr: v.Source.AsSlice(), GBP: v.GBP,
+		LinkAttrs: attrs, VxlanId: v.VNI, Port: v.Port, VtepDevIndex: int(link), SrcAddr: v.Source.AsSlice(), GBP: v.GBP,
 		Learning: false, // the kernel's default is on
 	})
 	switch {
@@ -86,6 +88,24 @@ func (t *table) makeVXLAN(d *Device) (netlink.Link, error) {
 	klog.Infof("Made the VXLAN device %s", d.Name)
 	l, err := t.handle.LinkByName(d.Name)
 	return l, because(err, "looking for the device %s just made", d.Name)
+}
+
+// configured reports whether what a notification says of the device is what d
+// asks for.
+func (d *Device) configured(l rtnl.Link) bool {
+	return l.Name == d.Name && l.Up && l.MTU == d.MTU && (d.VXLAN == nil || l.MAC == d.VXLAN.MAC)
+}
+
+func macOf(hw net.HardwareAddr) (m MAC) {
+	copy(m[:], hw)
+	return m
+}
+
+func because(err error, format string, args ...any) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf(format+": %w", append(args, err)...)
 }
 
 // configure sets what can be changed on a device and reports whether anything

@@ -7,54 +7,18 @@ import (
 	"slices"
 )
 
-// have is what the kernel has, as far as it is ours or in our way. A value of
-// an entry that State cannot express is marked odd, so that it equals nothing;
-// an FDB entry like that has no Dst.
-type have struct {
-	// routes are those in the slots State can fill: main table, no metric.
-	// There may be several to one destination.
-	routes []haveRoute
-	// surplus are ours, but not in such a slot.
-	surplus []haveRoute
-	neighs  map[netip.Addr]haveNeighbour
-	fdb     map[MAC][]FDBEntry
-}
-
-type haveRoute struct {
-	Route
-	claim claim
-	odd   bool
-	raw   any // what to hand back to the kernel to delete it
-}
-
-// claim says whose a route is.
-type claim int
-
-const (
-	// ours bears our mark or is on our device.
-	ours claim = iota
-	// free bears nobody's mark, as routes do that were made by hand or by a
-	// daemon that marks none: it gives way where a route of ours is wanted.
-	free
-	// foreign is somebody else's and never touched.
-	foreign
-)
-
-type haveNeighbour struct {
-	Neighbour
-	permanent bool
-}
-
 // change is one write to the kernel.
 type change struct {
 	op
-	route Route
-	old   haveRoute
-	neigh Neighbour
-	fdb   FDBEntry
+	hop   *hop       // addHop, delHop; in setRoute the one to use, nil for none
+	route *Route     // setRoute, conflict; in addHop the first that wants it
+	old   *haveRoute // delRoute
+	neigh *Neighbour
+	fdb   *FDBEntry
+	in    *netip.Prefix // conflict: what of the host's own is in the way
 }
 
-type op int
+type op int8
 
 // In the order in which they are made: a new entry is complete before packets
 // are sent its way, and an old one is used no more before it is taken apart.
@@ -62,12 +26,17 @@ const (
 	clearFDB op = iota // before setFDB, as an entry with two destinations cannot be replaced
 	setFDB
 	setNeigh
+	addHop
 	setRoute
-	conflict // a route is wanted where there is a foreign one: it is not set
+	conflict // a route is wanted where the host has one of its own: it is not set
 	delRoute
+	delHop // after delRoute: the kernel looks for routes that use it
 	delNeigh
 	delFDB // with all destinations, as clearFDB
 )
+
+// deletes reports whether a change takes something away and adds nothing.
+func (c change) deletes() bool { return c.op >= delRoute || c.op == clearFDB }
 
 func (c change) String() string {
 	switch c.op {
@@ -79,6 +48,10 @@ func (c change) String() string {
 		return fmt.Sprintf("setting the FDB entry %v", c.fdb)
 	case delRoute:
 		return fmt.Sprintf("deleting the route %v", c.old.Route)
+	case addHop:
+		return fmt.Sprintf("making the next hop %d of the route %v", c.hop.id, c.route)
+	case delHop:
+		return fmt.Sprintf("deleting the next hop %d", c.hop.id)
 	case delNeigh:
 		return fmt.Sprintf("deleting the neighbour %v", c.neigh)
 	}
@@ -86,84 +59,176 @@ func (c change) String() string {
 }
 
 // diff lists what has to be done to get from h to want.
-func diff(want State, h have) []change {
+func diff(want State, h *have) []change {
+	h.pass++
 	var changes []change
 	changes = diffRoutes(changes, want.Routes, want.Local, h)
-	changes = diffNeighbours(changes, want.Neighbours, h.neighs)
-	changes = diffFDB(changes, want.FDB, h.fdb)
+	changes = diffNeighbours(changes, want.Neighbours, h)
+	changes = diffFDB(changes, want.FDB, h)
 	slices.SortStableFunc(changes, func(a, b change) int { return cmp.Compare(a.op, b.op) })
 	return changes
 }
 
-func diffRoutes(changes []change, want []Route, local []netip.Prefix, h have) []change {
-	slots := make(map[netip.Prefix][]haveRoute, len(h.routes))
-	for _, r := range h.routes {
-		slots[r.Dst] = append(slots[r.Dst], r)
-	}
-	wanted := make(map[netip.Prefix]bool, len(want))
-	for _, r := range want {
-		wanted[r.Dst] = true
-		there := slots[r.Dst]
-		right := slices.IndexFunc(there, func(t haveRoute) bool { return t.claim == ours && !t.odd && t.Route == r })
-		taken := right < 0 && slices.ContainsFunc(there, func(t haveRoute) bool { return t.claim == foreign })
-		switch {
-		case taken:
-			changes = append(changes, change{op: conflict, route: r})
-		case right < 0:
-			// The kernel replaces the first that it finds in the slot.
-			changes = append(changes, change{op: setRoute, route: r})
-			right = 0
+func diffRoutes(changes []change, want []Route, local []netip.Prefix, h *have) []change {
+	inTheWay := ownLinks(h.links, want)
+	right, hopsUsed := 0, 0
+	use := func(is *hop) {
+		if is != nil && is.seen != h.pass {
+			is.seen = h.pass
+			hopsUsed++
 		}
-		for i, t := range there {
-			if i != right && (t.claim == ours || t.claim == free && !taken) {
+	}
+	for i := range want {
+		r := &want[i]
+		first := h.routes[slotOf(r.Dst)]
+		if first != nil {
+			first.seen = h.pass
+		}
+		stays, foreigner := pick(first, r)
+		obstacle := inTheWay[r.Dst]
+		if obstacle == nil && stays == nil && foreigner {
+			obstacle = &r.Dst
+		}
+		switch {
+		case obstacle != nil:
+			changes = append(changes, change{op: conflict, route: r, in: obstacle})
+			stays = nil
+		case stays != nil:
+			use(stays.hop)
+			right++
+		default:
+			c := change{op: setRoute, route: r}
+			if r.Via.IsValid() && !h.hops.none {
+				fresh := false
+				if c.hop, fresh = h.hops.find(r.way()); fresh {
+					changes = append(changes, change{op: addHop, route: r, hop: c.hop})
+				}
+				use(c.hop)
+			}
+			changes = append(changes, c)
+			stays = first // its place is taken
+		}
+		for t := first; t != nil; t = t.next {
+			if t != stays && (t.claim == ours || t.claim == free && obstacle == nil) {
 				changes = append(changes, change{op: delRoute, old: t})
 			}
 		}
 	}
-	for _, t := range h.routes {
-		leftover := t.claim == free && t.Via.IsValid() && slices.Contains(local, t.Dst)
-		if (t.claim == ours || leftover) && !wanted[t.Dst] {
-			changes = append(changes, change{op: delRoute, old: t})
+	for _, dst := range local {
+		if first := h.routes[slotOf(dst)]; first != nil && first.seen != h.pass {
+			for t := first; t != nil; t = t.next {
+				if t.claim == free && t.Via.IsValid() {
+					changes = append(changes, change{op: delRoute, old: t})
+				}
+			}
+		}
+	}
+	if right < h.ourRoutes {
+		for _, first := range h.routes {
+			for t := first; t != nil && first.seen != h.pass; t = t.next {
+				if t.claim == ours {
+					changes = append(changes, change{op: delRoute, old: t})
+				}
+			}
 		}
 	}
 	for _, t := range h.surplus {
 		changes = append(changes, change{op: delRoute, old: t})
 	}
+	if hopsUsed < len(h.hops.ours) {
+		for _, is := range h.hops.ours {
+			if is.seen != h.pass {
+				changes = append(changes, change{op: delHop, hop: is})
+			}
+		}
+	}
 	return changes
 }
 
-func diffNeighbours(changes []change, want []Neighbour, have map[netip.Addr]haveNeighbour) []change {
-	wanted := make(map[netip.Addr]bool, len(want))
-	for _, n := range want {
-		wanted[n.IP] = true
-		if t, ok := have[n.IP]; !ok || !t.permanent || t.Neighbour != n {
+// pick finds the route among those to one destination that is as wanted, and
+// whether there is a foreign one.
+func pick(first *haveRoute, r *Route) (right *haveRoute, foreigner bool) {
+	for t := first; t != nil; t = t.next {
+		if right == nil && t.claim == ours && !t.odd && t.Route == *r {
+			right = t
+		}
+		foreigner = foreigner || t.claim == foreign
+	}
+	return right, foreigner
+}
+
+// ownLinks finds, for each wanted route through a gateway, a link of the host's
+// own that is a part of its destination, or all of it. The host is itself there,
+// whatever the State says: such a route would take the host's neighbours away
+// from it.
+func ownLinks(links []netip.Prefix, want []Route) map[netip.Prefix]*netip.Prefix {
+	found := map[netip.Prefix]*netip.Prefix{}
+	if len(links) == 0 {
+		return found
+	}
+	inside := map[netip.Prefix]*netip.Prefix{} // of what a link is inside
+	for i := range links {
+		for bits := links[i].Bits(); bits > 0; bits-- {
+			inside[netip.PrefixFrom(links[i].Addr(), bits).Masked()] = &links[i]
+		}
+	}
+	for i := range want {
+		if link := inside[want[i].Dst]; link != nil && want[i].Via.IsValid() {
+			found[want[i].Dst] = link
+		}
+	}
+	return found
+}
+
+func diffNeighbours(changes []change, want []Neighbour, h *have) []change {
+	right := 0
+	for i := range want {
+		n := &want[i]
+		if h.neighs[keyOf(n.IP)] == (haveNeighbour{n.MAC, true}) {
+			right++
+		} else {
 			changes = append(changes, change{op: setNeigh, neigh: n})
 		}
 	}
-	for ip, t := range have {
-		// Those that are not permanent are the kernel's own business.
+	if right == h.permanent { // those that are not permanent are the kernel's own business
+		return changes
+	}
+	wanted := make(map[ip4]bool, len(want))
+	for i := range want {
+		wanted[keyOf(want[i].IP)] = true
+	}
+	for ip, t := range h.neighs {
 		if t.permanent && !wanted[ip] {
-			changes = append(changes, change{op: delNeigh, neigh: t.Neighbour})
+			changes = append(changes, change{op: delNeigh, neigh: &Neighbour{ip.addr(), t.mac}})
 		}
 	}
 	return changes
 }
 
-func diffFDB(changes []change, want []FDBEntry, have map[MAC][]FDBEntry) []change {
-	wanted := make(map[MAC]bool, len(want))
-	for _, f := range want {
-		wanted[f.MAC] = true
-		if there := have[f.MAC]; len(there) == 1 && there[0] == f {
+func diffFDB(changes []change, want []FDBEntry, h *have) []change {
+	right := 0
+	for i := range want {
+		f := &want[i]
+		there, ok := h.fdb[f.MAC.key()]
+		if ok && there == (haveFDB{dst: keyOf(f.Dst)}) {
+			right++
 			continue
 		}
-		if len(have[f.MAC]) > 1 {
-			changes = append(changes, change{op: clearFDB, fdb: FDBEntry{MAC: f.MAC}})
+		if there.many {
+			changes = append(changes, change{op: clearFDB, fdb: f})
 		}
 		changes = append(changes, change{op: setFDB, fdb: f})
 	}
-	for mac := range have {
+	if right == len(h.fdb) {
+		return changes
+	}
+	wanted := make(map[mac48]bool, len(want))
+	for i := range want {
+		wanted[want[i].MAC.key()] = true
+	}
+	for mac := range h.fdb {
 		if !wanted[mac] {
-			changes = append(changes, change{op: delFDB, fdb: FDBEntry{MAC: mac}})
+			changes = append(changes, change{op: delFDB, fdb: &FDBEntry{MAC: mac.mac()}})
 		}
 	}
 	return changes

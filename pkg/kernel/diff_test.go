@@ -3,27 +3,43 @@ package kernel
 import (
 	"flag"
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"flanneld/pkg/rtnl"
 )
 
 var seed = flag.Uint64("seed", 0, "of TestDiffProperty; 0 is another one each time")
 
 // In the tests of diff a route is written as State prints it, with "own",
 // "free" or "foreign" in front where it is one the kernel has, and "odd" where
-// it has something that State cannot express.
+// it has something that State cannot express. "nhid" is a next-hop object.
 
 func route(text string) Route {
+	r, _ := routeThrough(text)
+	return r
+}
+
+func routeThrough(text string) (r Route, hop uint32) {
 	f := strings.Fields(text)
-	r := Route{Dst: pfx(f[0])}
+	r = Route{Dst: pfx(f[0])}
 	for i := 1; i < len(f); i++ {
 		switch f[i] {
+		case "nhid":
+			i++
+			n, err := strconv.Atoi(f[i])
+			if err != nil {
+				panic(text)
+			}
+			hop = uint32(n)
 		case "via":
 			i++
 			r.Via = ip(f[i])
@@ -36,21 +52,32 @@ func route(text string) Route {
 			panic(text)
 		}
 	}
-	return r
+	return r, hop
 }
 
-func haveRoutes(texts ...string) (routes []haveRoute) {
+func haveRoutes(texts ...string) (routes []*haveRoute) {
 	for _, text := range texts {
-		var r haveRoute
+		r := &haveRoute{}
 		whose, rest, _ := strings.Cut(text, " ")
 		r.claim = map[string]claim{"own": ours, "free": free, "foreign": foreign}[whose]
 		rest, r.odd = strings.CutPrefix(rest, "odd ")
 		r.odd = r.odd || r.claim != ours
-		r.Route = route(rest)
-		r.raw = text
+		r.Route, r.raw.NextHop = routeThrough(rest)
 		routes = append(routes, r)
 	}
 	return routes
+}
+
+// claims are the words for whose a route is.
+var claims = map[claim]string{ours: "own", free: "free", foreign: "foreign"}
+
+// there is what the kernel has: these routes in their slots.
+func there(routes ...string) *have {
+	h := newHave()
+	for _, r := range haveRoutes(routes...) {
+		h.addRoute(r)
+	}
+	return &h
 }
 
 func describe(changes []change) (lines []string) {
@@ -60,7 +87,15 @@ func describe(changes []change) (lines []string) {
 		case conflict:
 			line = "conflict in " + line
 		case delRoute:
-			line += fmt.Sprintf(" [%v]", c.old.raw)
+			whose := claims[c.old.claim]
+			if c.old.odd && c.old.claim == ours {
+				whose += " odd"
+			}
+			line += fmt.Sprintf(" [%s %v]", whose, c.old.Route)
+		case setRoute:
+			if c.hop != nil {
+				line += fmt.Sprintf(" nhid %d", c.hop.id)
+			}
 		case clearFDB:
 			line = "first " + line
 		}
@@ -116,7 +151,10 @@ func TestDiffRoutes(t *testing.T) {
 			for _, text := range test.want {
 				want.Routes = append(want.Routes, route(text))
 			}
-			got := describe(diff(want, have{routes: haveRoutes(test.have...), surplus: haveRoutes(test.surplus...)}))
+			h := there(test.have...)
+			h.surplus = haveRoutes(test.surplus...)
+			h.hops.none = true
+			got := describe(diff(want, h))
 			if d := cmp.Diff(test.changes, got); d != "" {
 				t.Errorf("changes (-want +got):\n%s", d)
 			}
@@ -133,23 +171,23 @@ func TestDiffNeighbours(t *testing.T) {
 	for _, test := range []struct {
 		name    string
 		want    []Neighbour
-		have    []haveNeighbour
+		have    *haveNeighbour
 		changes []string
 	}{
 		{name: "new", want: []Neighbour{n}, changes: []string{set}},
-		{name: "equal", want: []Neighbour{n}, have: []haveNeighbour{{n, true}}},
-		{name: "other MAC", want: []Neighbour{n}, have: []haveNeighbour{{Neighbour{a, mac2}, true}}, changes: []string{set}},
-		{name: "not permanent", want: []Neighbour{n}, have: []haveNeighbour{{n, false}}, changes: []string{set}},
-		{name: "without a MAC", want: []Neighbour{n}, have: []haveNeighbour{{Neighbour{IP: a}, false}}, changes: []string{set}},
-		{name: "not wanted", have: []haveNeighbour{{n, true}}, changes: []string{del}},
-		{name: "not wanted, not permanent", have: []haveNeighbour{{n, false}}},
+		{name: "equal", want: []Neighbour{n}, have: &haveNeighbour{mac1, true}},
+		{name: "other MAC", want: []Neighbour{n}, have: &haveNeighbour{mac2, true}, changes: []string{set}},
+		{name: "not permanent", want: []Neighbour{n}, have: &haveNeighbour{mac1, false}, changes: []string{set}},
+		{name: "without a MAC", want: []Neighbour{n}, have: &haveNeighbour{}, changes: []string{set}},
+		{name: "not wanted", have: &haveNeighbour{mac1, true}, changes: []string{del}},
+		{name: "not wanted, not permanent", have: &haveNeighbour{mac1, false}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			h := have{neighs: map[netip.Addr]haveNeighbour{}}
-			for _, n := range test.have {
-				h.neighs[n.IP] = n
+			h := newHave()
+			if test.have != nil {
+				h.setNeighbour(a, *test.have)
 			}
-			if d := cmp.Diff(test.changes, describe(diff(State{Neighbours: test.want}, h))); d != "" {
+			if d := cmp.Diff(test.changes, describe(diff(State{Neighbours: test.want}, &h))); d != "" {
 				t.Errorf("changes (-want +got):\n%s", d)
 			}
 		})
@@ -175,11 +213,11 @@ func TestDiffFDB(t *testing.T) {
 		{name: "odd", want: []FDBEntry{e1}, have: []FDBEntry{{MAC: mac1}}, changes: []string{"setting " + text1}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			h := have{fdb: map[MAC][]FDBEntry{}}
+			h := newHave()
 			for _, e := range test.have {
-				h.fdb[e.MAC] = append(h.fdb[e.MAC], e)
+				h.addFDB(rtnl.FDBEntry{MAC: e.MAC, Dst: e.Dst})
 			}
-			if d := cmp.Diff(test.changes, describe(diff(State{FDB: test.want}, h))); d != "" {
+			if d := cmp.Diff(test.changes, describe(diff(State{FDB: test.want}, &h))); d != "" {
 				t.Errorf("changes (-want +got):\n%s", d)
 			}
 		})
@@ -194,21 +232,21 @@ func TestDiffOrder(t *testing.T) {
 		Neighbours: []Neighbour{{ip("10.1.2.0"), mac1}},
 		FDB:        []FDBEntry{{mac1, ip("192.0.2.1")}},
 	}
-	h := have{
-		routes: haveRoutes("own 10.1.3.0/24 via 10.1.3.0 dev flannel.1 onlink", "foreign 10.1.4.0/24 dev eth0"),
-		neighs: map[netip.Addr]haveNeighbour{ip("10.1.3.0"): {Neighbour{ip("10.1.3.0"), mac2}, true}},
-		fdb: map[MAC][]FDBEntry{
-			mac1: {{mac1, ip("192.0.2.8")}, {mac1, ip("192.0.2.9")}},
-			mac2: {{mac2, ip("192.0.2.2")}},
-		},
-	}
+	h := there("own 10.1.3.0/24 nhid 7 via 10.1.3.0 dev flannel.1 onlink", "foreign 10.1.4.0/24 dev eth0")
+	h.hops.add(7, way{ip("10.1.3.0"), "flannel.1", true})
+	h.setNeighbour(ip("10.1.3.0"), haveNeighbour{mac2, true})
+	h.addFDB(rtnl.FDBEntry{MAC: mac1, Dst: ip("192.0.2.8")})
+	h.addFDB(rtnl.FDBEntry{MAC: mac1, Dst: ip("192.0.2.9")})
+	h.addFDB(rtnl.FDBEntry{MAC: mac2, Dst: ip("192.0.2.2")})
 	if d := cmp.Diff([]string{
 		"first deleting the FDB entry 02:00:00:00:00:01",
 		"setting the FDB entry 02:00:00:00:00:01 dst 192.0.2.1",
 		"setting the neighbour 10.1.2.0 lladdr 02:00:00:00:00:01",
-		"setting the route 10.1.2.0/24 via 10.1.2.0 dev flannel.1 onlink",
+		"making the next hop 1711276032 of the route 10.1.2.0/24 via 10.1.2.0 dev flannel.1 onlink",
+		"setting the route 10.1.2.0/24 via 10.1.2.0 dev flannel.1 onlink nhid 1711276032",
 		"conflict in setting the route 10.1.4.0/24 via 10.1.4.0 dev flannel.1 onlink",
 		"deleting the route 10.1.3.0/24 via 10.1.3.0 dev flannel.1 onlink [own 10.1.3.0/24 via 10.1.3.0 dev flannel.1 onlink]",
+		"deleting the next hop 7",
 		"deleting the neighbour 10.1.3.0 lladdr 02:00:00:00:00:02",
 		"deleting the FDB entry 02:00:00:00:00:02",
 	}, describe(diff(want, h))); d != "" {
@@ -216,54 +254,66 @@ func TestDiffOrder(t *testing.T) {
 	}
 }
 
-// A model is a small kernel: tables that obey the changes as Linux does.
-type model have
-
-func (m *model) apply(t *testing.T, changes []change) {
+// obey changes h as Linux does. It is the same code that Run keeps its notes
+// with, under the kernel's own rules.
+func obey(t *testing.T, h *have, changes []change) {
+	var notes table
 	for _, c := range changes {
 		switch c.op {
+		case conflict, addHop: // addHop is noted by diff itself
+			continue
 		case setRoute: // RTM_NEWROUTE with NLM_F_REPLACE
-			at := slices.IndexFunc(m.routes, func(r haveRoute) bool { return r.Dst == c.route.Dst })
-			now := haveRoute{Route: c.route, claim: ours}
-			if at < 0 {
-				m.routes = append(m.routes, now)
-				break
+			if first := h.routes[slotOf(c.route.Dst)]; first != nil && first.claim == foreign {
+				t.Fatalf("%v takes the place of the foreign %v", c, first.Route)
 			}
-			if m.routes[at].claim == foreign {
-				t.Fatalf("%v takes the place of the foreign %v", c, m.routes[at].Route)
+			if c.hop != nil && (h.hops.ours[c.hop.id] != c.hop || c.hop.way != c.route.way()) {
+				t.Fatalf("%v through the next hop %v", c, c.hop)
 			}
-			m.routes[at] = now
+			if c.hop == nil { // as rawRoute, which asks for interfaces
+				h.replaceRoute(&haveRoute{Route: *c.route})
+				continue
+			}
 		case delRoute:
 			if c.old.claim == foreign {
 				t.Fatalf("%v, which is foreign", c)
 			}
-			same := func(r haveRoute) bool { return r == c.old }
-			if at := slices.IndexFunc(m.routes, same); at >= 0 {
-				m.routes = slices.Delete(slices.Clone(m.routes), at, at+1)
-			} else if at := slices.IndexFunc(m.surplus, same); at >= 0 {
-				m.surplus = slices.Delete(slices.Clone(m.surplus), at, at+1)
-			} else {
+			if !slices.Contains(h.surplus, c.old) && !slices.Contains(inSlot(h, slotOf(c.old.Dst)), c.old) {
 				t.Fatalf("%v, which is not there", c)
 			}
-		case setNeigh:
-			m.neighs[c.neigh.IP] = haveNeighbour{c.neigh, true}
+		case delHop:
+			if h.hops.ours[c.hop.id] != c.hop {
+				t.Fatalf("%v, which is not there", c)
+			}
+			for dst := range h.routes { // or the kernel would delete them
+				for _, r := range inSlot(h, dst) {
+					if r.hop == c.hop {
+						t.Fatalf("%v, which %v uses", c, r.Route)
+					}
+				}
+			}
 		case delNeigh:
-			if !m.neighs[c.neigh.IP].permanent {
+			if !h.neighs[keyOf(c.neigh.IP)].permanent {
 				t.Fatalf("%v, which is the kernel's own", c)
 			}
-			delete(m.neighs, c.neigh.IP)
 		case setFDB:
-			if len(m.fdb[c.fdb.MAC]) > 1 {
+			if h.fdb[c.fdb.MAC.key()].many {
 				t.Fatalf("%v, which has two destinations", c)
 			}
-			m.fdb[c.fdb.MAC] = []FDBEntry{c.fdb}
 		case clearFDB, delFDB:
-			if len(m.fdb[c.fdb.MAC]) == 0 {
+			if _, ok := h.fdb[c.fdb.MAC.key()]; !ok {
 				t.Fatalf("%v, which is not there", c)
 			}
-			delete(m.fdb, c.fdb.MAC)
 		}
+		notes.note(h, &c)
 	}
+}
+
+// inSlot are the routes to a destination.
+func inSlot(h *have, dst slot) (all []*haveRoute) {
+	for r := h.routes[dst]; r != nil; r = r.next {
+		all = append(all, r)
+	}
+	return all
 }
 
 // Whatever there is and whatever is wanted: afterwards there is what is wanted,
@@ -286,10 +336,8 @@ func TestDiffProperty(t *testing.T) {
 	randomRoute := func(dst netip.Prefix) Route {
 		return Route{Dst: dst, Via: addr(), Dev: []string{"eth0", "flannel.1"}[r.IntN(2)], OnLink: r.IntN(2) == 0}
 	}
-	number := 0
-	hold := func(c claim) haveRoute {
-		number++ // so that two that look the same are still two
-		return haveRoute{Route: randomRoute(dst()), claim: c, odd: c != ours || r.IntN(4) == 0, raw: number}
+	hold := func(c claim) *haveRoute {
+		return &haveRoute{Route: randomRoute(dst()), claim: c, odd: c != ours || r.IntN(4) == 0}
 	}
 	for round := range 5000 {
 		var want State
@@ -310,67 +358,101 @@ func TestDiffProperty(t *testing.T) {
 				want.FDB = append(want.FDB, f)
 			}
 		})
-		m := model{neighs: map[netip.Addr]haveNeighbour{}, fdb: map[MAC][]FDBEntry{}}
-		some(10, func() { m.routes = append(m.routes, hold(claim(r.IntN(3)))) })
+		h := newHave()
+		h.hops.none = r.IntN(4) == 0
+		if !h.hops.none {
+			some(4, func() {
+				w, id := randomRoute(dst()), firstHop+uint32(r.IntN(6))
+				if h.hops.ours[id] == nil {
+					h.hops.add(id, w.way())
+				}
+			})
+			some(4, func() { h.hops.taken[firstHop+10+uint32(r.IntN(6))] = true })
+			h.hops.last = firstHop + uint32(r.IntN(16))
+		}
+		some(10, func() { h.addRoute(hold(claim(r.IntN(3)))) })
 		for _, w := range want.Routes { // some of it is right already
 			if r.IntN(3) == 0 {
-				m.routes = slices.Insert(m.routes, r.IntN(len(m.routes)+1), haveRoute{Route: w, claim: ours})
+				right := &haveRoute{Route: w, claim: ours}
+				if !h.hops.none && r.IntN(2) == 0 {
+					id := firstHop + 100 + uint32(r.IntN(100))
+					for h.hops.ours[id] != nil {
+						id++
+					}
+					right.hop = h.hops.add(id, w.way())
+				}
+				h.addRoute(right)
 			}
 		}
-		some(3, func() { m.surplus = append(m.surplus, hold(ours)) })
-		some(6, func() { a := addr(); m.neighs[a] = haveNeighbour{Neighbour{a, mac()}, r.IntN(2) == 0} })
-		some(8, func() {
-			if f := (FDBEntry{mac(), addr()}); !slices.Contains(m.fdb[f.MAC], f) {
-				m.fdb[f.MAC] = append(m.fdb[f.MAC], f)
-			}
-		})
-		foreignRoutes := func() (routes []haveRoute) {
-			for _, r := range m.routes {
-				if r.claim == foreign {
-					routes = append(routes, r)
-				}
+		some(3, func() { h.surplus = append(h.surplus, hold(ours)) })
+		some(3, func() { h.links = append(h.links, netip.PrefixFrom(dst().Addr(), 16+r.IntN(3))) })
+		some(6, func() { h.setNeighbour(addr(), haveNeighbour{mac(), r.IntN(2) == 0}) })
+		some(8, func() { h.addFDB(rtnl.FDBEntry{MAC: mac(), Dst: addr(), Other: r.IntN(5) == 0}) })
+
+		all := func() (routes []*haveRoute) {
+			for dst := range h.routes {
+				routes = append(routes, inSlot(&h, dst)...)
 			}
 			return routes
 		}
-		before := fmt.Sprintf("round %d: have %+v\nwant %v", round, have(m), want)
-		foreignBefore := foreignRoutes()
+		foreignRoutes := func() map[*haveRoute]bool {
+			found := map[*haveRoute]bool{}
+			for _, r := range all() {
+				if r.claim == foreign {
+					found[r] = true
+				}
+			}
+			return found
+		}
+		taken := map[netip.Prefix]bool{}
 		freeBefore := map[netip.Prefix]int{}
-		for _, r := range m.routes {
-			if r.claim == free {
+		before := fmt.Sprintf("round %d: have %+v\n", round, h)
+		for _, r := range all() {
+			before += fmt.Sprintf("%v %+v\n", claims[r.claim], *r)
+			switch r.claim {
+			case foreign:
+				taken[r.Dst] = true
+			case free:
 				freeBefore[r.Dst]++
 			}
 		}
+		before += fmt.Sprintf("want %v", want)
+		linked := map[netip.Prefix]bool{}
+		for _, l := range h.links {
+			linked[netip.PrefixFrom(l.Addr(), 16).Masked()] = true
+		}
+		foreignBefore := foreignRoutes()
 
-		m.apply(t, diff(want, have(m)))
+		obey(t, &h, diff(want, &h))
 
 		fail := func(format string, args ...any) {
 			t.Helper()
-			t.Fatalf("%s\nnow %+v\n%s", before, have(m), fmt.Sprintf(format, args...))
+			t.Fatalf("%s\nnow %+v\n%s", before, h, fmt.Sprintf(format, args...))
 		}
-		if !slices.Equal(foreignRoutes(), foreignBefore) {
+		if !maps.Equal(foreignRoutes(), foreignBefore) {
 			fail("foreign routes were touched")
-		}
-		taken := map[netip.Prefix]bool{}
-		for _, r := range foreignBefore {
-			taken[r.Dst] = true
 		}
 		wanted := map[netip.Prefix]Route{}
 		for _, w := range want.Routes {
 			wanted[w.Dst] = w
 		}
-		own, nobodys := map[netip.Prefix]int{}, map[netip.Prefix]int{}
-		for _, r := range m.routes {
+		own, nobodys, used := map[netip.Prefix]int{}, map[netip.Prefix]int{}, map[*hop]bool{}
+		for _, r := range all() {
 			switch w, ok := wanted[r.Dst]; {
 			case r.claim == ours && (!ok || r.Route != w || r.odd):
 				fail("the stale route %v is there", r.Route)
+			case r.claim == ours && linked[r.Dst] && w.Via.IsValid():
+				fail("the route %v is over a link of the host's own", r.Route)
 			case r.claim == ours:
 				own[r.Dst]++
+				used[r.hop] = true
 			case r.claim == free:
 				nobodys[r.Dst]++
 			}
 		}
 		for _, w := range want.Routes {
-			if n := own[w.Dst]; n > 1 || n == 0 && !taken[w.Dst] {
+			none := taken[w.Dst] || linked[w.Dst] && w.Via.IsValid()
+			if n := own[w.Dst]; n > 1 || n == 0 && !none {
 				fail("the route %v is there %d times", w, n)
 			}
 			if own[w.Dst] > 0 && nobodys[w.Dst] > 0 {
@@ -382,16 +464,21 @@ func TestDiffProperty(t *testing.T) {
 				fail("of %d unmarked routes to %v that are in nobody's way %d are left", n, d, nobodys[d])
 			}
 		}
-		if len(m.surplus) > 0 {
+		if len(h.surplus) > 0 {
 			fail("there is surplus")
 		}
+		for id, is := range h.hops.ours {
+			if !used[is] || h.hops.taken[id] {
+				fail("the next hop %d, %v, is there for nothing or somebody else's", id, is)
+			}
+		}
 		for _, n := range want.Neighbours {
-			if m.neighs[n.IP] != (haveNeighbour{n, true}) {
-				fail("the neighbour %v is %v", n, m.neighs[n.IP])
+			if h.neighs[keyOf(n.IP)] != (haveNeighbour{n.MAC, true}) {
+				fail("the neighbour %v is %v", n, h.neighs[keyOf(n.IP)])
 			}
 		}
 		permanent := 0
-		for _, n := range m.neighs {
+		for _, n := range h.neighs {
 			if n.permanent {
 				permanent++
 			}
@@ -399,20 +486,16 @@ func TestDiffProperty(t *testing.T) {
 		if permanent != len(want.Neighbours) {
 			fail("%d permanent neighbours", permanent)
 		}
-		entries := 0
-		for _, f := range m.fdb {
-			entries += len(f)
-		}
 		for _, f := range want.FDB {
-			if !slices.Equal(m.fdb[f.MAC], []FDBEntry{f}) {
-				fail("the FDB entry %v is %v", f, m.fdb[f.MAC])
+			if h.fdb[f.MAC.key()] != (haveFDB{dst: keyOf(f.Dst)}) {
+				fail("the FDB entry %v is %v", f, h.fdb[f.MAC.key()])
 			}
 		}
-		if entries != len(want.FDB) {
-			fail("%d FDB entries", entries)
+		if len(h.fdb) != len(want.FDB) {
+			fail("%d FDB entries", len(h.fdb))
 		}
-		for _, c := range diff(want, have(m)) {
-			if c.op != conflict || !taken[c.route.Dst] {
+		for _, c := range diff(want, &h) {
+			if c.op != conflict || !taken[c.route.Dst] && !linked[c.route.Dst] {
 				fail("and yet there is still to do: %v", c)
 			}
 		}
@@ -422,17 +505,20 @@ func TestDiffProperty(t *testing.T) {
 func BenchmarkDiff(b *testing.B) {
 	// 8,000 peers, all as they ought to be: what each notification costs.
 	var want State
-	h := have{neighs: map[netip.Addr]haveNeighbour{}, fdb: map[MAC][]FDBEntry{}}
+	h := newHave()
 	for i := range 8000 {
 		a, m := netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), MAC{2, 0, 0, 0, byte(i >> 8), byte(i)}
 		r := Route{Dst: netip.PrefixFrom(a, 24), Via: a, Dev: "flannel.1", OnLink: true}
 		n, f := Neighbour{a, m}, FDBEntry{m, a}
 		want.Routes, want.Neighbours, want.FDB = append(want.Routes, r), append(want.Neighbours, n), append(want.FDB, f)
-		h.routes, h.neighs[a], h.fdb[m] = append(h.routes, haveRoute{Route: r}), haveNeighbour{n, true}, []FDBEntry{f}
+		hop, _ := h.hops.find(r.way())
+		h.addRoute(&haveRoute{Route: r, hop: hop})
+		h.setNeighbour(a, haveNeighbour{m, true})
+		h.addFDB(rtnl.FDBEntry{MAC: m, Dst: a})
 	}
 	b.ReportAllocs()
 	for b.Loop() {
-		if len(diff(want, h)) > 0 {
+		if len(diff(want, &h)) > 0 {
 			b.Fatal("there is something to do")
 		}
 	}

@@ -10,7 +10,8 @@ import (
 // The zero value knows no route.
 type Host struct {
 	routes map[netip.Prefix]HostRoute
-	bits   []int // the lengths among routes, longest first
+	bits   []int           // the lengths among routes, longest first
+	devs   map[string]bool // the interfaces among routes
 }
 
 // HostRoute is a route of the host's own, as far as it matters to Host.
@@ -37,8 +38,9 @@ func NewHost(routes ...HostRoute) Host {
 // the one of lowest metric.
 func (h *Host) add(r HostRoute) {
 	if h.routes == nil {
-		h.routes = map[netip.Prefix]HostRoute{}
+		h.routes, h.devs = map[netip.Prefix]HostRoute{}, map[string]bool{}
 	}
+	h.devs[r.Dev] = true
 	if old, ok := h.routes[r.Dst]; ok && old.Metric <= r.Metric {
 		return
 	}

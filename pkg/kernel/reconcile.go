@@ -3,8 +3,8 @@ package kernel
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
-	"sync/atomic"
 	"time"
 
 	"github.com/cenkalti/backoff/v5"
@@ -12,6 +12,8 @@ import (
 	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
+
+	"flanneld/pkg/rtnl"
 )
 
 const (
@@ -39,37 +41,36 @@ type Plan[T any] func(input T, host Host) (want State, faults []error)
 // logged when it first appears. Run itself fails only when netlink does, or
 // when to begin with it cannot set up the State's device or read what there is.
 func Run[T any](ctx context.Context, owner Owner, inputs <-chan T, plan Plan[T], synced func(failed []error)) error {
+	// The sockets are opened here, not on a goroutine, as they belong to the
+	// network namespace of the thread that opens them.
 	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return fmt.Errorf("opening a netlink socket: %w", err)
 	}
 	defer handle.Close()
-	// Both sockets are opened here, not on a goroutine, as they belong to the
-	// network namespace of the thread that opens them.
-	notices, err := subscribe()
+	socket, err := rtnl.Open()
 	if err != nil {
 		return err
 	}
-	r := reconciler[T]{table: table{owner: owner, handle: handle}, plan: plan}
+	defer socket.Close()
+	notices, err := subscribe(socket)
+	if err != nil {
+		return err
+	}
+	r := reconciler[T]{
+		table: table{owner: owner, handle: handle, socket: socket}, plan: plan, stale: true,
+		watcher: &watcher{notices: notices, bell: make(chan struct{}, 1)},
+	}
 
 	var input T
 	select {
 	case <-ctx.Done():
-		notices.Close()
-		return nil
+		return notices.Close()
 	case input = <-inputs:
 	}
 
 	g, ctx := errgroup.WithContext(ctx)
-	dirty := make(chan struct{}, 1)
-	g.Go(func() error {
-		return watch(ctx, notices, &r.device, func() {
-			select {
-			case dirty <- struct{}{}:
-			default:
-			}
-		})
-	})
+	g.Go(func() error { return r.watcher.run(ctx) })
 	g.Go(func() error {
 		retry := backoff.NewExponentialBackOff()
 		retry.InitialInterval, retry.MaxInterval = 500*time.Millisecond, 30*time.Second
@@ -90,39 +91,58 @@ func Run[T any](ctx context.Context, owner Owner, inputs <-chan T, plan Plan[T],
 				retry.Reset()
 			}
 			again := time.NewTimer(next)
-			select {
-			case <-ctx.Done():
-				again.Stop()
-				return nil
-			case input = <-inputs:
-			case <-dirty:
-			case <-again.C:
+			for due := false; !due; {
+				select {
+				case <-ctx.Done():
+				case input = <-inputs:
+					due = true
+				case <-r.watcher.bell:
+				case <-again.C:
+					due, r.stale = true, true
+				}
+				select {
+				case <-ctx.Done():
+					again.Stop()
+					return nil
+				case <-time.After(max(settle, settleShare*took) - time.Since(begin)):
+				}
+				// Take what has come meanwhile into the same comparison.
+				select {
+				case input = <-inputs:
+					due = true
+				default:
+				}
+				if told := r.watcher.take(); told.contradicts(&r.have, r.device, r.index, &r.table, r.matters) {
+					due, r.stale = true, true
+				}
 			}
 			again.Stop()
-			select {
-			case <-ctx.Done():
-				return nil
-			case <-time.After(max(settle, settleShare*took) - time.Since(begin)):
-			}
-			// Take what has come meanwhile into the same comparison.
-			select {
-			case input = <-inputs:
-			default:
-			}
-			select {
-			case <-dirty:
-			default:
-			}
 		}
 	})
 	return g.Wait()
 }
 
+// reconciler is the state of Run.
 type reconciler[T any] struct {
 	table
-	plan   Plan[T]
-	device atomic.Int64 // index of the State's device, for watch
-	said   map[string]bool
+	plan    Plan[T]
+	watcher *watcher
+
+	// What the kernel has, as it was last read and has been written since. stale
+	// says that it may have something else by now.
+	have  have
+	host  Host
+	stale bool
+	// device is that of the last State, and index its index; 0 is none.
+	device *Device
+	index  int32
+	// devs are the interfaces that the last State names.
+	devs map[string]bool
+
+	// refused are the changes that the kernel has refused since the tables were
+	// last read, by their text.
+	refused map[string]error
+	said    map[string]bool
 }
 
 // say logs what was not said last time.
@@ -142,53 +162,101 @@ func (r *reconciler[T]) say(faults, failed []error) {
 	r.said = saying
 }
 
+// matters reports whether the routes there are and ought to be hang on an
+// interface.
+func (r *reconciler[T]) matters(dev string) bool { return r.devs[dev] || r.host.devs[dev] }
+
 // compare makes one comparison and puts right what is wrong. Of what has failed,
 // whole is what concerns more than an entry: the device, or reading the tables.
 func (r *reconciler[T]) compare(input T) (faults, failed []error, whole error) {
-	mine, err := r.readLinks()
-	if err != nil {
-		return nil, []error{err}, err
+	var want State
+	if !r.stale {
+		want, faults = r.plan(input, r.host)
+		r.stale = !sameDevice(want.Device, r.device)
 	}
-	have, host, err := r.readRoutes()
-	if err != nil {
-		return nil, []error{err}, err
-	}
-	want, faults := r.plan(input, host)
-
-	index, changed, err := r.ensureDevice(want.Device, mine)
-	r.device.Store(int64(index))
-	if err != nil {
-		failed, whole = append(failed, err), err
-	}
-	if changed { // and routes may have gone with it
-		if have, _, err = r.readRoutes(); err != nil {
-			return faults, append(failed, err), err
+	if r.stale {
+		var err error
+		if want, faults, whole, err = r.read(input); err != nil {
+			return faults, []error{err}, err
+		}
+		r.stale = false
+		if whole != nil {
+			failed, r.stale = append(failed, whole), true
 		}
 	}
-	if index != 0 {
-		if err := r.readEntries(&have, index); err != nil {
-			return faults, append(failed, err), err
-		}
-	} else if want.Device != nil {
+	if want.Device != nil && r.index == 0 {
 		if whole == nil {
 			failed = append(failed, fmt.Errorf("the device %s is not there yet", want.Device.Name))
 		}
 		want.Routes, want.Neighbours, want.FDB = without(want.Routes, want.Device.Name), nil, nil
 	}
-	counts := map[op]int{}
-	for _, c := range diff(want, have) {
-		if err := r.apply(c, index); err != nil {
-			failed = append(failed, err)
-			continue
-		}
-		counts[c.op]++
-		klog.V(2).Infof("%v", c)
+	changes := r.untried(diff(want, &r.have), func(err error) { failed = append(failed, err) })
+	done, err := r.apply(changes, &r.have, r.index, func(c change, err error) {
+		failed = append(failed, err)
+		r.refused[c.String()] = err
+	})
+	if err != nil {
+		r.stale = true
+		return faults, append(failed, err), err
 	}
-	if len(counts) > 0 {
+	if len(done) > 0 {
 		klog.V(1).Infof("Changed in the kernel: %d routes set and %d deleted, %d neighbours and %d, %d FDB entries and %d",
-			counts[setRoute], counts[delRoute], counts[setNeigh], counts[delNeigh], counts[setFDB], counts[clearFDB]+counts[delFDB])
+			done[setRoute], done[delRoute], done[setNeigh], done[delNeigh], done[setFDB], done[clearFDB]+done[delFDB])
 	}
 	return faults, failed, whole
+}
+
+// read reads all tables, works out the State and makes its device what it ought
+// to be, if it can: device says why not.
+func (r *reconciler[T]) read(input T) (want State, faults []error, device, err error) {
+	r.watcher.take() // it is about what is read now
+	mine, err := r.readLinks()
+	if err != nil {
+		return want, nil, nil, err
+	}
+	if r.have, r.host, err = r.readRoutes(); err != nil {
+		return want, nil, nil, err
+	}
+	r.refused = map[string]error{}
+	want, faults = r.plan(input, r.host)
+	r.devs = want.devices()
+
+	index, changed, device := r.ensureDevice(want.Device, mine)
+	r.device, r.index = want.Device, index
+	r.watcher.device.Store(index)
+	if changed { // and routes may have gone with it
+		if r.have, _, err = r.readRoutes(); err != nil {
+			return want, faults, device, err
+		}
+	}
+	if index != 0 {
+		err = r.readEntries(&r.have, index)
+	}
+	return want, faults, device, err
+}
+
+// untried leaves out the changes that the kernel has refused since the tables
+// were last read: they are tried again after a while, not at each input. It
+// calls failed with what the kernel said of each.
+func (r *reconciler[T]) untried(changes []change, failed func(error)) []change {
+	if len(r.refused) == 0 {
+		return changes
+	}
+	return slices.DeleteFunc(changes, func(c change) bool {
+		if c.op == addHop {
+			set := change{op: setRoute, route: c.route}
+			if r.refused[set.String()] == nil {
+				return false
+			}
+			r.have.hops.drop(c.hop)
+			return true
+		}
+		err := r.refused[c.String()]
+		if err != nil {
+			failed(err)
+		}
+		return err != nil
+	})
 }
 
 // sentence begins an error's text as a line of the log begins.

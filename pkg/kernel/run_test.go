@@ -2,9 +2,9 @@ package kernel
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/netip"
 	"regexp"
 	"runtime"
@@ -14,11 +14,12 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 
 	"flanneld/pkg/lab"
+	"flanneld/pkg/rtnl"
 )
 
 // The tests of this file run the real thing against the real kernel, on a host
@@ -177,6 +178,10 @@ func (r *runner) awaitSynced(t *testing.T) {
 
 var linkFacts = regexp.MustCompile(`vxlan id \d+ |local \S+|dev \S+|dstport \d+|nolearning|gbp|udp6?csum`)
 
+// nextHopID is how ip shows that a route is through a next-hop object; what the
+// object says it shows as well.
+var nextHopID = regexp.MustCompile(`nhid \d+ `)
+
 // tables shows all there is on the host in the words of ip and bridge: the
 // devices other than eth0 and lo, IPv4 routes, permanent neighbours, FDB.
 func tables(t *testing.T, h *lab.Host) string {
@@ -213,6 +218,7 @@ func tables(t *testing.T, h *lab.Host) string {
 		var part []string
 		for _, line := range strings.Split(text, "\n") {
 			line = strings.Join(strings.Fields(line), " ")
+			line = nextHopID.ReplaceAllString(line, "")
 			line = strings.Replace(line, "tos lowdelay", "tos 0x10", 1) // its name in older rt_dsfield files
 			if line != "" && keep(line) {
 				part = append(part, what+" "+line)
@@ -225,7 +231,23 @@ func tables(t *testing.T, h *lab.Host) string {
 	add("route", h.Run("ip", "-4", "route"), all)
 	add("neigh", h.Run("ip", "-4", "neigh", "show", "nud", "permanent"), all)
 	add("fdb", h.Run("bridge", "fdb"), func(line string) bool { return !strings.Contains(line, " dev eth0 ") })
+	if used, there := hopIDs(h.Run("ip", "-4", "route")), hopIDs(nextHops(h)); !slices.Equal(used, there) {
+		lines = append(lines, fmt.Sprintf("next hops %v, of which routes use %v", there, used))
+	}
 	return strings.Join(lines, "\n")
+}
+
+// nextHops are the next-hop objects of ours.
+func nextHops(h *lab.Host) string { return h.Run("ip", "nexthop", "show", "proto", "102") }
+
+// hopIDs are the IDs of next hops that are named in a text.
+func hopIDs(text string) []string {
+	ids := regexp.MustCompile(`\b(nhid|id) \d+`).FindAllString(text, -1)
+	for i := range ids {
+		ids[i] = strings.Fields(ids[i])[1]
+	}
+	slices.Sort(ids)
+	return slices.Compact(ids)
 }
 
 var ownRoutes = []string{
@@ -308,8 +330,9 @@ func awaitTables(t *testing.T, h *lab.Host, bound time.Duration, what, want stri
 // A monitor counts what the kernel tells of changes on a host, as `ip monitor`
 // prints it: any write, also one that changes nothing.
 type monitor struct {
-	socket *nl.NetlinkSocket
-	ended  chan struct{}
+	own     *rtnl.Socket // nothing is written through it; while it is open, nobody else has its port
+	notices *rtnl.Notices
+	ended   chan struct{}
 
 	mu   sync.Mutex
 	seen []string
@@ -320,7 +343,10 @@ func watchHost(t *testing.T, h *lab.Host) *monitor {
 	eth0 := linkIndex(t, h, "eth0")
 	m := &monitor{ended: make(chan struct{})}
 	err := h.Do(func() (err error) {
-		m.socket, err = subscribe()
+		if m.own, err = rtnl.Open(); err != nil {
+			return err
+		}
+		m.notices, err = subscribe(m.own)
 		return err
 	})
 	if err != nil {
@@ -329,25 +355,22 @@ func watchHost(t *testing.T, h *lab.Host) *monitor {
 	go func() {
 		defer close(m.ended)
 		for {
-			msgs, _, err := m.socket.Receive()
-			if err != nil && !errors.Is(err, unix.ENOBUFS) {
-				return // closed
-			}
-			for _, msg := range msgs {
-				switch msg.Header.Type {
-				case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
-					if int(binary.NativeEndian.Uint32(msg.Data[4:])) == eth0 {
-						continue // ARP
-					}
+			err := m.notices.Receive(func(msg rtnl.Message) {
+				if n, ok := rtnl.ParseNeighbour(msg.Data); ok && int(n.Link) == eth0 {
+					return // ARP
 				}
 				m.mu.Lock()
-				m.seen = append(m.seen, fmt.Sprintf("type %d %x", msg.Header.Type, msg.Data))
+				m.seen = append(m.seen, fmt.Sprintf("type %d %x", msg.Type, msg.Data))
 				m.mu.Unlock()
+			})
+			if err != nil && !errors.Is(err, rtnl.ErrMissed) {
+				return // closed
 			}
 		}
 	}()
 	t.Cleanup(func() {
-		m.socket.Close()
+		m.notices.Close()
+		m.own.Close()
 		<-m.ended
 	})
 	return m
@@ -400,6 +423,13 @@ func TestRunFromNothing(t *testing.T) {
 			r.awaitSynced(t)
 			if got, want := tables(t, h), shown(s); got != want {
 				t.Errorf("after the first synced call: got\n%s\nwant\n%s", got, want)
+			}
+			hops := len(s.Routes)
+			if testOwner.plain {
+				hops = 0
+			}
+			if got := hopIDs(nextHops(h)); len(got) != hops {
+				t.Errorf("there are the next hops %v, want %d", got, hops)
 			}
 			m := watchHost(t, h)
 			m.awaitQuiet(t)
@@ -652,6 +682,7 @@ func TestRunHeals(t *testing.T) {
 		{"neighbour added", "ip neigh add 10.1.60.0 lladdr 02:00:00:00:01:60 dev flannel.1 nud permanent"},
 		{"FDB entry deleted", "bridge fdb del 02:00:00:00:01:02 dev flannel.1"},
 		{"FDB entry changed", "bridge fdb replace 02:00:00:00:01:02 dev flannel.1 dst 172.16.17.99"},
+		{"FDB entry with another port", "bridge fdb replace 02:00:00:00:01:02 dev flannel.1 dst 172.16.17.2 port 99"},
 		{"FDB entry for another VNI", "bridge fdb replace 02:00:00:00:01:02 dev flannel.1 dst 172.16.17.2 vni 9"},
 		{"FDB entry added with another port and VNI", "bridge fdb add 02:00:00:00:01:60 dev flannel.1 dst 172.16.17.60 port 99 vni 9"},
 		{"FDB entry of next hops added", "ip nexthop add id 1 via 172.16.17.60 fdb; ip nexthop add id 2 group 1 fdb; bridge fdb add 02:00:00:00:01:60 dev flannel.1 nhid 2"},
@@ -678,6 +709,11 @@ func TestRunHeals(t *testing.T) {
 		{"MTU changed", "ip link set flannel.1 mtu 1300"},
 		{"MTU too small for IPv4", "ip link set flannel.1 mtu 68"},
 		{"eth0 down and up", "ip link set eth0 down; ip link set eth0 up; ip route add default via 172.16.16.1"},
+		{"next hops flushed", "ip route add 10.1.61.0/24 via 172.16.16.61 proto 102; ip nexthop flush proto 102"},
+		{"next hop changed", "ip route add 10.1.61.0/24 via 172.16.16.61 proto 102; ip nexthop replace $(ip nexthop show proto 102 dev eth0 | head -1 | cut -d' ' -f1,2) via 172.16.16.222 dev eth0 proto 102"},
+		{"next hop taken over", "ip route add 10.1.61.0/24 via 172.16.16.61 proto 102; ip nexthop replace $(ip nexthop show proto 102 dev eth0 | head -1 | cut -d' ' -f1,2) via 172.16.16.222 dev eth0 proto static"},
+		{"next hop nobody uses", "ip nexthop add id 1711280000 via 172.16.16.61 dev eth0 proto 102"},
+		{"next hop of another kind", "ip nexthop add id 1711280000 blackhole proto 102"},
 		{"all at once", `
 			ip link set flannel.1 down
 			ip link set flannel.1 address 02:00:00:00:00:98 mtu 1200
@@ -688,6 +724,9 @@ func TestRunHeals(t *testing.T) {
 			ip route add default via 172.16.16.1`},
 	} {
 		t.Run(test.name, func(t *testing.T) {
+			if testOwner.plain && strings.Contains(test.name, "next hop") {
+				return
+			}
 			before := m.count()
 			// Run may be quicker than the next command, which then fails.
 			_, _ = h.Exec("sh", "-c", test.script)
@@ -871,6 +910,72 @@ func TestRunConflict(t *testing.T) {
 	sh(h, "ip route del 10.1.3.0/24")
 	await(t, h, "ours alone", s)
 	r.awaitSynced(t)
+
+	// The host is itself on a link that is a part of a peer's subnet, whatever
+	// the metric of its route there.
+	sh(h, "ip link set lo up; ip addr add 10.1.4.129/26 dev lo; ip route add 10.1.4.128/26 dev eth0 proto kernel scope link metric 100")
+	awaitFailed(t, r, "the host is itself on the link 10.1.4.128/26")
+	part.Routes = slices.Delete(slices.Clone(s.Routes), 2, 3)
+	await(t, h, "all but the route", part, "route 10.1.4.128/26 dev eth0 proto kernel scope link metric 100")
+	sh(h, "ip route del 10.1.4.128/26")
+	await(t, h, "all again", s)
+	r.awaitSynced(t)
+}
+
+// What the kernel refuses keeps nothing else from being done, and is tried
+// again: here an FDB that is full.
+func TestRunRefused(t *testing.T) {
+	h := newHost(t)
+	sh(h, "ip link add flannel.1 type vxlan id 1 local 172.16.16.2 dev eth0 dstport 8472 nolearning maxaddress 2")
+	s := vxlanState(t, h, 4)
+	r := start(t, h)
+	r.set(s)
+	lab.Eventually(t, within, "failure of what there is no room for", func() error {
+		if _, failed := r.synced(); len(failed) != 2 || !errors.Is(errors.Join(failed...), unix.ENOSPC) {
+			return fmt.Errorf("synced with %v", failed)
+		}
+		return nil
+	})
+	part := s
+	part.FDB = s.FDB[:2]
+	await(t, h, "what there is room for", part)
+	// A peer that goes makes room for another, after a while.
+	s.Routes, s.Neighbours, s.FDB = s.Routes[1:], s.Neighbours[1:], s.FDB[1:]
+	r.set(s)
+	part = s
+	part.FDB = s.FDB[:2]
+	await(t, h, "one of the others in the room", part)
+	s.Routes, s.Neighbours, s.FDB = s.Routes[1:], s.Neighbours[1:], s.FDB[1:]
+	r.set(s)
+	await(t, h, "all", s)
+	r.awaitSynced(t)
+}
+
+// A change that the kernel has refused is not tried again at each input.
+func TestUntried(t *testing.T) {
+	h := newHave()
+	want := State{
+		Routes: []Route{route("10.1.2.0/24 via 10.1.2.0 dev flannel.1"), route("10.1.3.0/24 via 10.1.3.0 dev flannel.1")},
+		FDB:    []FDBEntry{{mac1, ip("192.0.2.1")}, {mac2, ip("192.0.2.2")}},
+	}
+	h.hops.none = false
+	var failed []error
+	r := reconciler[State]{have: h, refused: map[string]error{
+		"setting the route 10.1.2.0/24 via 10.1.2.0 dev flannel.1": errors.New("route"),
+		"setting the FDB entry 02:00:00:00:00:01 dst 192.0.2.1":    errors.New("FDB"),
+	}}
+	left := r.untried(diff(want, &r.have), func(err error) { failed = append(failed, err) })
+	if got, want := fmt.Sprint(describe(left)), "[setting the FDB entry 02:00:00:00:00:02 dst 192.0.2.2 "+
+		"making the next hop 1711276033 of the route 10.1.3.0/24 via 10.1.3.0 dev flannel.1 "+
+		"setting the route 10.1.3.0/24 via 10.1.3.0 dev flannel.1 nhid 1711276033]"; got != want {
+		t.Errorf("left are\n%v, want\n%v", got, want)
+	}
+	if got := fmt.Sprint(failed); got != "[FDB route]" {
+		t.Errorf("failed: %v", got)
+	}
+	if len(r.have.hops.ours) != 1 {
+		t.Errorf("noted are the next hops %v", r.have.hops.ours)
+	}
 }
 
 // What the plan is told of the host follows the host, without our own entries.
@@ -995,4 +1100,146 @@ func TestRunEnds(t *testing.T) {
 		t.Error("Run without its device has no error")
 	}
 	gone()
+}
+
+// On a kernel without next-hop objects all is the same, but for the time that
+// thousands of routes take.
+func TestWithoutNextHops(t *testing.T) {
+	testOwner.plain = true
+	defer func() { testOwner.plain = false }()
+	for name, test := range map[string]func(*testing.T){
+		"FromNothing":            TestRunFromNothing,
+		"FromLeftovers":          TestRunFromLeftovers,
+		"LeavesForeignThings":    TestRunLeavesForeignThingsAlone,
+		"WritesNothingWhenEqual": TestRunWritesNothingWhenEqual,
+		"Heals":                  TestRunHeals,
+		"ExternalInterfaceDown":  TestRunExternalInterfaceDown,
+		"FollowsInput":           TestRunFollowsInput,
+		"Conflict":               TestRunConflict,
+		"Notes":                  TestNotes,
+	} {
+		t.Run(name, test)
+	}
+}
+
+// What is noted of the kernel after each write is what a fresh reading shows.
+func TestNotes(t *testing.T) {
+	if *seed == 0 {
+		*seed = uint64(time.Now().UnixNano())
+	}
+	t.Logf("to repeat: -seed %d", *seed)
+	random := rand.New(rand.NewPCG(*seed, 1))
+	h := newHost(t)
+	sh(h, foreignThings)
+	err := h.Do(func() error {
+		handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return err
+		}
+		defer handle.Close()
+		socket, err := rtnl.Open()
+		if err != nil {
+			return err
+		}
+		defer socket.Close()
+		tab := table{owner: testOwner, handle: handle, socket: socket}
+		mine, err := tab.readLinks()
+		if err != nil {
+			return err
+		}
+		device, _, err := tab.ensureDevice(vxlanState(t, h, 0).Device, mine)
+		if err != nil {
+			return err
+		}
+		read := func() (is have, err error) {
+			if is, _, err = tab.readRoutes(); err == nil {
+				err = tab.readEntries(&is, device)
+			}
+			return is, err
+		}
+		is, err := read()
+		if err != nil {
+			return err
+		}
+		for step := range 200 {
+			want := randomState(random)
+			_, err := tab.apply(diff(want, &is), &is, device, func(c change, err error) {
+				if c.op != conflict {
+					t.Errorf("step %d: %v", step, err)
+				}
+			})
+			if err != nil {
+				return err
+			}
+			fresh, err := read()
+			if err != nil {
+				return err
+			}
+			if d := cmp.Diff(noted(&fresh), noted(&is)); d != "" {
+				return fmt.Errorf("step %d, wanted\n%v\nnotes (-read +noted):\n%s", step, want, d)
+			}
+			if left := diff(want, &fresh); slices.ContainsFunc(left, func(c change) bool { return c.op != conflict }) {
+				return fmt.Errorf("step %d: there is more to do: %v", step, left)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+}
+
+// randomState has entries from small ranges, so that they meet those of others.
+func randomState(r *rand.Rand) (s State) {
+	for i := range 6 {
+		if r.IntN(3) == 0 {
+			continue
+		}
+		a := netip.AddrFrom4([4]byte{10, 1, byte(48 + i), 0})
+		route := Route{Dst: netip.PrefixFrom(a, 24), Via: netip.AddrFrom4([4]byte{10, 1, byte(48 + r.IntN(6)), 0}), Dev: "flannel.1", OnLink: true}
+		switch r.IntN(4) {
+		case 0:
+			route = Route{Dst: route.Dst, Via: netip.AddrFrom4([4]byte{172, 16, 16, byte(50 + r.IntN(6))}), Dev: "eth0"}
+		case 1:
+			route = Route{Dst: route.Dst, Dev: "flannel.1"}
+		}
+		s.Routes = append(s.Routes, route)
+	}
+	for i := range 5 {
+		if r.IntN(3) > 0 {
+			s.Neighbours = append(s.Neighbours, Neighbour{netip.AddrFrom4([4]byte{10, 1, byte(i), 0}), MAC{2, 0, 0, 0, 1, byte(r.IntN(5))}})
+		}
+		if r.IntN(3) > 0 {
+			s.FDB = append(s.FDB, FDBEntry{MAC{2, 0, 0, 0, 2, byte(i)}, netip.AddrFrom4([4]byte{172, 16, 17, byte(r.IntN(5))})})
+		}
+	}
+	return s
+}
+
+// noted shows what h holds, in no order that means anything but within a slot.
+func noted(h *have) (lines []string) {
+	add := func(format string, args ...any) { lines = append(lines, fmt.Sprintf(format, args...)) }
+	id := func(is *hop) uint32 {
+		if is == nil {
+			return 0
+		}
+		return is.id
+	}
+	for dst := range h.routes {
+		for i, r := range inSlot(h, dst) {
+			add("route %v, number %d: %s odd %v, next hop %d", r.Route, i, claims[r.claim], r.odd, id(r.hop))
+		}
+	}
+	add("%d surplus, %d of ours, %d permanent", len(h.surplus), h.ourRoutes, h.permanent)
+	for n, is := range h.hops.ours {
+		add("next hop %d %v", n, is.way)
+	}
+	for ip, n := range h.neighs {
+		add("neighbour %v %v", ip.addr(), n)
+	}
+	for mac, f := range h.fdb {
+		add("FDB %v %v", mac.mac(), f)
+	}
+	slices.Sort(lines)
+	return lines
 }

@@ -100,6 +100,34 @@ func (n Neighbour) String() string { return fmt.Sprintf("%v lladdr %v", n.IP, n.
 
 func (f FDBEntry) String() string { return fmt.Sprintf("%v dst %v", f.MAC, f.Dst) }
 
+// devices are the names of the interfaces that the state hangs on.
+func (s State) devices() map[string]bool {
+	names := map[string]bool{}
+	if s.Device != nil {
+		names[s.Device.Name] = true
+		if s.Device.VXLAN != nil {
+			names[s.Device.VXLAN.Link] = true
+		}
+	}
+	for i := range s.Routes {
+		names[s.Routes[i].Dev] = true
+	}
+	return names
+}
+
+// sameDevice reports whether two devices ought to be the same.
+func sameDevice(a, b *Device) bool {
+	if a == nil || b == nil {
+		return a == b
+	}
+	x, y := *a, *b
+	x.VXLAN, y.VXLAN = nil, nil
+	if a.VXLAN == nil || b.VXLAN == nil {
+		return x == y && a.VXLAN == b.VXLAN
+	}
+	return x == y && *a.VXLAN == *b.VXLAN
+}
+
 // String lists the state in the words of ip(8) and bridge(8), a line an entry.
 func (s State) String() string {
 	var b strings.Builder

@@ -3,47 +3,75 @@ package kernel
 import (
 	"errors"
 	"fmt"
-	"net"
-	"net/netip"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 
 	"flanneld/pkg/nldump"
+	"flanneld/pkg/rtnl"
 )
 
 // Owner says by which marks the caller's entries are known.
 type Owner struct {
-	// Protocol is the routes' protocol number (rtnetlink(7), rtm_protocol): one
-	// that nobody else on the host uses.
-	Protocol int
+	// Protocol is the protocol number of routes and next hops (rtnetlink(7),
+	// rtm_protocol): one that nobody else on the host uses.
+	Protocol uint8
 	// Device reports whether a device of this name and kind ("vxlan", "tun")
 	// is the caller's, if only from a run under another config. Such a device
 	// is removed when the State has another or none.
 	Device func(name, kind string) bool
+
+	// plain is for tests: it makes do without next-hop objects.
+	plain bool
 }
 
 // table reads and writes the kernel's tables through netlink.
 type table struct {
 	owner  Owner
-	handle *netlink.Handle
-	names  map[int]string  // interfaces by index, as of the last readLinks
-	mine   map[string]bool // those that are ours
+	handle *netlink.Handle // for links and addresses
+	socket *rtnl.Socket    // for all else
+	links  links
 }
 
-// readLinks notes the names of interfaces and returns those that are ours.
+// links are the host's interfaces.
+type links struct {
+	byIndex map[int32]link
+	byName  map[string]int32
+}
+
+type link struct {
+	name string
+	mine bool // it is one of ours
+	up   bool
+}
+
+func (l links) add(index int32, is link) {
+	l.byIndex[index], l.byName[is.name] = is, index
+}
+
+func (l links) forget(index int32) {
+	if name := l.byIndex[index].name; l.byName[name] == index {
+		delete(l.byName, name)
+	}
+	delete(l.byIndex, index)
+}
+
+// readLinks notes the interfaces and returns those that are ours.
 func (t *table) readLinks() (mine []netlink.Link, err error) {
-	links, err := nldump.Whole(t.handle.LinkList)
+	all, err := nldump.Whole(t.handle.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("listing the network interfaces: %w", err)
 	}
-	t.names, t.mine = make(map[int]string, len(links)), map[string]bool{}
-	for _, l := range links {
-		t.names[l.Attrs().Index] = l.Attrs().Name
-		if t.owner.Device(l.Attrs().Name, kindOf(l)) {
+	t.links = links{map[int32]link{}, map[string]int32{}}
+	for _, l := range all {
+		a := l.Attrs()
+		is := link{name: a.Name, mine: t.owner.Device(a.Name, kindOf(l)), up: a.RawFlags&unix.IFF_UP != 0}
+		if is.mine {
 			mine = append(mine, l)
-			t.mine[l.Attrs().Name] = true
 		}
+		t.links.add(int32(a.Index), is)
 	}
 	return mine, nil
 }
@@ -57,173 +85,223 @@ func kindOf(l netlink.Link) string {
 	return l.Type()
 }
 
-func (t *table) index(name string) (int, bool) {
-	for i, n := range t.names {
-		if n == name {
-			return i, true
-		}
-	}
-	return 0, false
-}
-
-// readRoutes reads the main table: our routes and those in their slots into
-// have, the rest into a Host.
+// readRoutes reads the main table and the next hops: those that are ours and
+// those in their slots into have, the rest into a Host.
 func (t *table) readRoutes() (have, Host, error) {
-	type both struct {
-		have
-		Host
-	}
-	b, err := nldump.Whole(func() (b both, err error) {
-		b.have, b.Host, err = t.listRoutes()
-		return b, err
+	var h have
+	var host Host
+	none := t.owner.plain
+	_, err := nldump.Whole(func() (any, error) {
+		h, host = newHave(), Host{}
+		if !none {
+			err := t.socket.NextHops(func(n rtnl.NextHop) { t.addHop(&h, n) })
+			if errors.Is(err, unix.EOPNOTSUPP) { // before Linux 5.3
+				none = true
+			} else if err != nil {
+				return nil, err
+			}
+		}
+		h.hops.none = none
+		return nil, t.socket.Routes(unix.RT_TABLE_MAIN, func(r rtnl.Route) { t.addRoute(&h, &host, r) })
 	})
 	if err != nil {
-		return have{}, Host{}, fmt.Errorf("reading the routing table: %w", err)
+		return h, host, fmt.Errorf("reading the routing table: %w", err)
 	}
-	return b.have, b.Host, nil
+	return h, host, nil
 }
 
-func (t *table) listRoutes() (h have, host Host, err error) {
-	filter := &netlink.Route{Table: unix.RT_TABLE_MAIN}
-	err = t.handle.RouteListFilteredIter(netlink.FAMILY_V4, filter, netlink.RT_FILTER_TABLE, func(r netlink.Route) bool {
-		dev := t.names[r.LinkIndex]
-		dst := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-		if r.Dst != nil {
-			a, _ := netip.AddrFromSlice(r.Dst.IP.To4())
-			n, _ := r.Dst.Mask.Size()
-			dst = netip.PrefixFrom(a, n)
+func (t *table) addHop(h *have, n rtnl.NextHop) {
+	switch {
+	case n.Protocol != t.owner.Protocol:
+		h.hops.taken[n.ID] = true
+	case n.Other:
+		h.hops.ours[n.ID] = &hop{id: n.ID} // whose way no route wants
+	default:
+		h.hops.add(n.ID, way{n.Gateway, t.links.byIndex[n.Link].name, n.OnLink})
+	}
+}
+
+func (t *table) addRoute(h *have, host *Host, r rtnl.Route) {
+	link := t.links.byIndex[r.Link]
+	hr := &haveRoute{Route: Route{Dst: r.Dst, Via: r.Gateway, Dev: link.name, OnLink: r.OnLink}, raw: r}
+	marked := r.Protocol == t.owner.Protocol
+	hr.odd = !marked || r.Other || r.Multipath || r.Dead || r.Type != unix.RTN_UNICAST
+	if r.NextHop != 0 {
+		if hr.hop = h.hops.ours[r.NextHop]; hr.hop != nil {
+			hr.Via, hr.Dev, hr.OnLink = hr.hop.via, hr.hop.dev, hr.hop.onLink
+		} else {
+			hr.odd = true
 		}
-		var via netip.Addr
-		if r.Gw != nil {
-			via, _ = netip.AddrFromSlice(r.Gw.To4())
-		}
-		marked := int(r.Protocol) == t.owner.Protocol
-		hr := haveRoute{
-			Route: Route{Dst: dst, Via: via, Dev: dev, OnLink: r.Flags&unix.RTNH_F_ONLINK != 0},
-			odd:   !marked || odd(r),
-			raw:   r,
-		}
-		switch {
-		case marked || t.mine[dev] && r.Protocol != unix.RTPROT_KERNEL:
-			hr.claim = ours
-		case r.Protocol == unix.RTPROT_BOOT || r.Protocol == unix.RTPROT_UNSPEC:
-			hr.claim = free
-		default:
-			hr.claim = foreign
-		}
-		switch {
-		case r.Priority == 0 && r.Tos == 0:
-			h.routes = append(h.routes, hr)
-		case hr.claim == ours:
-			h.surplus = append(h.surplus, hr)
-		}
-		if hr.claim != ours && r.Tos == 0 { // as are the packets that routes are asked about here
-			unicast := r.Type == unix.RTN_UNICAST && len(r.MultiPath) == 0
-			host.add(HostRoute{Dst: dst, Dev: dev, OnLink: unicast && !via.IsValid() && r.Via == nil, Metric: r.Priority})
-		}
-		return true
+	}
+	switch {
+	case marked || link.mine && r.Protocol != unix.RTPROT_KERNEL:
+		hr.claim = ours
+	case r.Protocol == unix.RTPROT_BOOT || r.Protocol == unix.RTPROT_UNSPEC:
+		hr.claim = free
+	default:
+		hr.claim = foreign
+	}
+	switch {
+	case r.Metric == 0 && r.TOS == 0:
+		h.addRoute(hr)
+	case hr.claim == ours:
+		h.surplus = append(h.surplus, hr)
+	}
+	if hr.claim == ours || r.TOS != 0 { // packets that routes are asked about here have none
+		return
+	}
+	onLink := r.Type == unix.RTN_UNICAST && !r.Multipath && !r.Gateway.IsValid() && !r.Via
+	host.add(HostRoute{Dst: r.Dst, Dev: link.name, OnLink: onLink, Metric: int(r.Metric)})
+	if onLink && hr.claim == foreign {
+		h.links = append(h.links, r.Dst)
+	}
+}
+
+// readEntries reads the neighbour and FDB entries of a device into h.
+func (t *table) readEntries(h *have, device int32) error {
+	_, err := nldump.Whole(func() (any, error) {
+		h.neighs, h.permanent = map[ip4]haveNeighbour{}, 0
+		return nil, t.socket.Neighbours(device, func(n rtnl.Neighbour) { h.setNeighbour(n.IP, haveNeighbour{n.MAC, n.Permanent}) })
 	})
-	return h, host, err
-}
-
-// odd reports whether a route has something that a Route cannot express.
-func odd(r netlink.Route) bool {
-	return r.Type != unix.RTN_UNICAST || len(r.MultiPath) > 0 || r.Via != nil || r.Encap != nil ||
-		r.Src != nil || r.MTU != 0 || r.AdvMSS != 0 || r.Realm != 0 || r.Flags&unix.RTNH_F_DEAD != 0
-}
-
-// readEntries reads the neighbour and FDB entries of the device into h.
-func (t *table) readEntries(h *have, device int) error {
-	h.neighs, h.fdb = map[netip.Addr]haveNeighbour{}, map[MAC][]FDBEntry{}
-	neighs, err := nldump.Whole(func() ([]netlink.Neigh, error) { return t.handle.NeighList(device, unix.AF_INET) })
 	if err != nil {
 		return fmt.Errorf("reading the neighbour table: %w", err)
 	}
-	for _, n := range neighs {
-		if ip, ok := netip.AddrFromSlice(n.IP.To4()); ok {
-			h.neighs[ip] = haveNeighbour{
-				Neighbour: Neighbour{IP: ip, MAC: macOf(n.HardwareAddr)},
-				permanent: n.State&unix.NUD_PERMANENT != 0,
-			}
-		}
-	}
-	fdb, err := nldump.Whole(func() ([]netlink.Neigh, error) { return t.handle.NeighList(device, unix.AF_BRIDGE) })
+	_, err = nldump.Whole(func() (any, error) {
+		h.fdb = map[mac48]haveFDB{}
+		return nil, t.socket.FDB(device, h.addFDB)
+	})
 	if err != nil {
 		return fmt.Errorf("reading the FDB: %w", err)
-	}
-	for _, f := range fdb {
-		mac := macOf(f.HardwareAddr)
-		dst, _ := netip.AddrFromSlice(f.IP.To4())
-		if f.VNI != 0 {
-			dst = netip.Addr{} // it is another than the device's
-		}
-		h.fdb[mac] = append(h.fdb[mac], FDBEntry{MAC: mac, Dst: dst})
 	}
 	return nil
 }
 
-func macOf(hw net.HardwareAddr) (m MAC) {
-	copy(m[:], hw)
-	return m
+// apply makes the changes, in order, and brings h up to date. device is the
+// index of the State's device. It calls failed with each change that the kernel
+// refuses, and returns an error if netlink itself fails; what has become of the
+// rest is not known then.
+func (t *table) apply(changes []change, h *have, device int32, failed func(change, error)) (done map[op]int, err error) {
+	done = map[op]int{}
+	var batch rtnl.Batch
+	noHop := map[*hop]error{} // next hops that could not be made
+	for len(changes) > 0 {
+		row := changes
+		if n := slices.IndexFunc(changes, func(c change) bool { return c.op != changes[0].op }); n > 0 {
+			row = changes[:n]
+		}
+		changes = changes[len(row):]
+
+		errs := make([]error, len(row))
+		at := make([]int, 0, len(row)) // which of the row each request is for
+		batch.Reset()
+		for i := range row {
+			if errs[i] = t.request(&batch, &row[i], device, noHop); errs[i] == nil {
+				at = append(at, i)
+			}
+		}
+		if err := t.socket.Do(&batch, func(i int, err error) { errs[at[i]] = err }); err != nil {
+			return done, fmt.Errorf("writing to the kernel's tables: %w", err)
+		}
+		for i, c := range row {
+			err := errs[i]
+			if c.deletes() {
+				err = gone(err)
+			}
+			switch {
+			case err == nil:
+				t.note(h, &c)
+				done[c.op]++
+				if klog.V(2).Enabled() {
+					klog.Infof("%v", c)
+				}
+			case c.op == addHop:
+				// The routes that want it fail for the same reason, and say so.
+				h.hops.drop(c.hop)
+				noHop[c.hop] = err
+			default:
+				failed(c, fmt.Errorf("%v: %w", c, err))
+			}
+		}
+	}
+	return done, nil
 }
 
-// apply makes one change. device is the index of the State's device.
-func (t *table) apply(c change, device int) error {
+// request adds a change to a batch, or returns why it cannot be made.
+func (t *table) request(b *rtnl.Batch, c *change, device int32, noHop map[*hop]error) error {
 	switch c.op {
 	case setRoute:
-		link, ok := t.index(c.route.Dev)
-		if !ok {
-			return fmt.Errorf("%v: there is no interface %s", c, c.route.Dev)
+		if err := noHop[c.hop]; err != nil {
+			return err
 		}
-		r := &netlink.Route{
-			Dst: ipNet(c.route.Dst), LinkIndex: link, Table: unix.RT_TABLE_MAIN,
-			Protocol: netlink.RouteProtocol(t.owner.Protocol), Type: unix.RTN_UNICAST,
+		r, err := t.rawRoute(c)
+		if err != nil {
+			return err
 		}
-		if c.route.Via.IsValid() {
-			r.Gw = c.route.Via.AsSlice()
-		} else {
-			r.Scope = netlink.SCOPE_LINK
-		}
-		if c.route.OnLink {
-			r.Flags = int(netlink.FLAG_ONLINK)
-		}
-		return because(t.handle.RouteReplace(r), "%v", c)
-	case delRoute:
-		r := c.old.raw.(netlink.Route)
-		return because(gone(t.handle.RouteDel(&r)), "%v", c)
-	case setNeigh:
-		return because(t.handle.NeighSet(&netlink.Neigh{
-			LinkIndex: device, Family: unix.AF_INET, State: unix.NUD_PERMANENT,
-			IP: c.neigh.IP.AsSlice(), HardwareAddr: c.neigh.MAC[:],
-		}), "%v", c)
-	case delNeigh:
-		return because(gone(t.handle.NeighDel(&netlink.Neigh{
-			LinkIndex: device, Family: unix.AF_INET, IP: c.neigh.IP.AsSlice(),
-		})), "%v", c)
-	case setFDB:
-		return because(t.handle.NeighSet(fdbEntry(c.fdb, device)), "%v", c)
-	case clearFDB, delFDB:
-		return because(gone(t.handle.NeighDel(fdbEntry(c.fdb, device))), "%v", c)
+		b.ReplaceRoute(r)
 	case conflict:
-		return fmt.Errorf("%v: the host has a route of its own to %v, which stays", c, c.route.Dst)
+		if *c.in == c.route.Dst {
+			return errors.New("the host has a route of its own to it, which stays")
+		}
+		return fmt.Errorf("the host is itself on the link %v, which is a part of it", *c.in)
+	case delRoute:
+		b.DeleteRoute(c.old.raw)
+	case addHop:
+		link, ok := t.links.byName[c.route.Dev]
+		if !ok {
+			return fmt.Errorf("there is no interface %s", c.route.Dev)
+		}
+		b.AddNextHop(rtnl.NextHop{ID: c.hop.id, Protocol: t.owner.Protocol, Gateway: c.route.Via, Link: link, OnLink: c.route.OnLink})
+	case delHop:
+		b.DeleteNextHop(c.hop.id)
+	case setNeigh:
+		b.ReplaceNeighbour(rtnl.Neighbour{Link: device, IP: c.neigh.IP, MAC: c.neigh.MAC})
+	case delNeigh:
+		b.DeleteNeighbour(device, c.neigh.IP)
+	case setFDB:
+		b.ReplaceFDB(rtnl.FDBEntry{Link: device, MAC: c.fdb.MAC, Dst: c.fdb.Dst})
+	case clearFDB, delFDB:
+		b.DeleteFDB(rtnl.FDBEntry{Link: device, MAC: c.fdb.MAC})
 	}
-	panic("unknown change")
+	return nil
 }
 
-func fdbEntry(f FDBEntry, device int) *netlink.Neigh {
-	dst := f.Dst
-	if !dst.IsValid() {
-		// To the kernel, that is all destinations, whatever their ports are.
-		dst = netip.IPv4Unspecified()
+// rawRoute is the route that a change sets, as the kernel is told.
+func (t *table) rawRoute(c *change) (rtnl.Route, error) {
+	r := rtnl.Route{Dst: c.route.Dst, Table: unix.RT_TABLE_MAIN, Protocol: t.owner.Protocol, Type: unix.RTN_UNICAST}
+	if c.hop != nil {
+		r.NextHop = c.hop.id
+		return r, nil
 	}
-	return &netlink.Neigh{
-		LinkIndex: device, Family: unix.AF_BRIDGE, State: unix.NUD_PERMANENT, Flags: netlink.NTF_SELF,
-		HardwareAddr: f.MAC[:], IP: dst.AsSlice(),
+	link, ok := t.links.byName[c.route.Dev]
+	if !ok {
+		return r, fmt.Errorf("there is no interface %s", c.route.Dev)
 	}
+	r.Link, r.Gateway, r.OnLink = link, c.route.Via, c.route.OnLink
+	if !c.route.Via.IsValid() {
+		r.Scope = unix.RT_SCOPE_LINK
+	}
+	return r, nil
 }
 
-func ipNet(p netip.Prefix) *net.IPNet {
-	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), 32)}
+// note brings h up to date with a change that was made.
+func (t *table) note(h *have, c *change) {
+	switch c.op {
+	case setRoute:
+		raw, _ := t.rawRoute(c) // it was made, so there is no error
+		h.replaceRoute(&haveRoute{Route: *c.route, claim: ours, hop: c.hop, raw: raw})
+	case delRoute:
+		h.dropRoute(c.old)
+	case delHop:
+		h.hops.drop(c.hop)
+	case setNeigh:
+		h.setNeighbour(c.neigh.IP, haveNeighbour{c.neigh.MAC, true})
+	case delNeigh:
+		h.dropNeighbour(c.neigh.IP)
+	case setFDB:
+		h.fdb[c.fdb.MAC.key()] = haveFDB{dst: keyOf(c.fdb.Dst)}
+	case clearFDB, delFDB:
+		delete(h.fdb, c.fdb.MAC.key())
+	}
 }
 
 // gone takes it for done when what is to be deleted is not there.
@@ -232,11 +310,4 @@ func gone(err error) error {
 		return nil
 	}
 	return err
-}
-
-func because(err error, format string, args ...any) error {
-	if err == nil {
-		return nil
-	}
-	return fmt.Errorf(format+": %w", append(args, err)...)
 }

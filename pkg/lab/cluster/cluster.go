@@ -12,6 +12,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
@@ -227,10 +228,23 @@ func (n *Node) VtepMAC() string {
 }
 
 // Routes, Neighbours and FDB are what the kernel has, in the words of ip(8) and
-// bridge(8): a line an entry, sorted, without blanks at the ends.
+// bridge(8): a line an entry, sorted, without blanks at the ends. Routes says
+// nothing of whether a route is made through a next-hop object.
 func (n *Node) Routes() string {
 	n.cluster.Helper()
-	return sorted(n.Run("ip", "-4", "route"))
+	return WithoutNextHopIDs(sorted(n.Run("ip", "-4", "route")))
+}
+
+var nextHopID = regexp.MustCompile(`\bnhid \d+ `)
+
+// WithoutNextHopIDs makes routes that were made through next-hop objects read
+// like those that were not.
+func WithoutNextHopIDs(routes string) string { return nextHopID.ReplaceAllString(routes, "") }
+
+// NextHops are the next-hop objects there are, whoever has made them.
+func (n *Node) NextHops() string {
+	n.cluster.Helper()
+	return sorted(n.Run("ip", "nexthop", "show"))
 }
 
 // Neighbours are the permanent ones, of any device.
