@@ -11,13 +11,15 @@ import (
 
 // Peers picks from all leases those that this host can exchange traffic with
 // through the backend of the given type, its own not among them. For each one
-// left out for a reason that an operator should know there is a fault.
-func Peers(host Host, backendType string, own netip.Prefix, leases []subnet.Lease) (peers []subnet.Lease, faults []error) {
-	leaveOut := func(l subnet.Lease, format string, args ...any) {
+// left out for a reason that an operator should know there is a fault. The
+// peers point into leases.
+func Peers(host Host, backendType string, own netip.Prefix, leases []subnet.Lease) (peers []*subnet.Lease, faults []error) {
+	leaveOut := func(l *subnet.Lease, format string, args ...any) {
 		faults = append(faults, fmt.Errorf("leaving out the lease of %v: "+format, append([]any{l}, args...)...))
 	}
-	for _, l := range leases {
-		switch {
+	peers = make([]*subnet.Lease, 0, len(leases))
+	for i := range leases {
+		switch l := &leases[i]; {
 		case l.Subnet == own:
 		case !prefix.Contains(host.Network, l.Subnet):
 			leaveOut(l, "it lies outside the network %v", host.Network)

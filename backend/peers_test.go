@@ -61,7 +61,11 @@ func TestPeers(t *testing.T) {
 			}
 			equal := cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })
 			addr := cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
-			if d := cmp.Diff(test.peers, peers, equal, addr); d != "" {
+			var got []subnet.Lease
+			for _, p := range peers {
+				got = append(got, *p)
+			}
+			if d := cmp.Diff(test.peers, got, equal, addr); d != "" {
 				t.Errorf("peers (-want +got):\n%s", d)
 			}
 			if d := cmp.Diff(test.faults, faults); d != "" {

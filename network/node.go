@@ -96,7 +96,7 @@ func (n node) join(ctx context.Context) error {
 
 	n.Notify("STATUS=Waiting for a subnet")
 	memory := memory{subnetFile: n.SubnetFile, mac: n.iface.MAC, hasMAC: hostHasMAC}
-	own, err := subnet.Acquire(ctx, n.store, config.Config, attrs, memory.recall())
+	own, seen, err := subnet.Acquire(ctx, n.store, config.Config, attrs, memory.recall())
 	if err != nil {
 		return ended(ctx, err)
 	}
@@ -110,11 +110,14 @@ func (n node) join(ctx context.Context) error {
 	forHolder, forBackend := newLatest[[]subnet.Lease](), newLatest[[]subnet.Lease]()
 	n.group.Go(func() error {
 		var before []subnet.Lease
-		return subnet.Follow(ctx, n.store, own.Subnet, func(leases, lingering []subnet.Lease) {
+		return subnet.Follow(ctx, n.store, own, seen, func(leases, lingering []subnet.Lease) {
 			forHolder.put(leases)
 			// Renewals, of which there is one a day for each host, say nothing
 			// new to a backend.
-			all := slices.Concat(leases, lingering)
+			all := leases
+			if len(lingering) > 0 {
+				all = slices.Concat(leases, lingering)
+			}
 			if before == nil || !slices.EqualFunc(before, all, sameToBackend) {
 				forBackend.put(all)
 			}

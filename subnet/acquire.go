@@ -37,22 +37,26 @@ const conflictsBeforeList = 4
 
 // Acquire gets this host a lease on one of config's subnets, and tries until it
 // has one or ctx ends. In this order: the lease that bears this host's address;
-// the subnet it had when it last ran; any free one.
+// the subnet it had when it last ran; any free one. seen is what the store had
+// just before.
 //
 // The store must be a Patient one.
-func Acquire(ctx context.Context, store Store, config Config, own Attrs, last Remembered) (Lease, error) {
+func Acquire(ctx context.Context, store Store, config Config, own Attrs, last Remembered) (lease Lease, seen Snapshot, err error) {
 	value, err := EncodeAttrs(own)
 	if err != nil {
-		return Lease{}, err
+		return lease, seen, err
 	}
 	a := acquisition{store: store, config: config, own: own, value: value, last: last, said: map[string]bool{}}
 	wait := newBackOff()
 	for {
-		lease, err := a.once(ctx)
+		if seen, err = look(ctx, store); err != nil {
+			return lease, seen, err
+		}
+		lease, err = a.once(ctx, seen)
 		var none noFreeSubnet
 		switch {
 		case err == nil:
-			return lease, nil
+			return lease, seen, nil
 		case errors.As(err, &none):
 			a.say("No subnet for this host yet: %v", err)
 			err = sleep(ctx, wait.NextBackOff())
@@ -61,7 +65,7 @@ func Acquire(ctx context.Context, store Store, config Config, own Attrs, last Re
 			err = sleep(ctx, wait.NextBackOff())
 		}
 		if err != nil {
-			return Lease{}, err
+			return Lease{}, seen, err
 		}
 	}
 }
@@ -92,22 +96,19 @@ func (e noFreeSubnet) Error() string {
 }
 
 // once goes through the ways to get a lease, given the leases of this moment.
-func (a acquisition) once(ctx context.Context) (Lease, error) {
-	entries, _, err := a.store.List(ctx)
-	if err != nil {
-		return Lease{}, err
-	}
+func (a acquisition) once(ctx context.Context, seen Snapshot) (Lease, error) {
 	var leases []Lease
-	for _, e := range entries {
-		l, err := e.Decode()
-		if err != nil { // its subnet is taken all the same; Follow warns of it
-			if l.Subnet, err = ParseKey(e.Key); err != nil {
-				continue
-			}
-			l.Expires, l.Revision = e.Expires, e.Revision
-		}
+	consider := func(l Lease) {
 		if l.PublicIP == a.own.PublicIP || prefix.Contains(a.config.Network, l.Subnet) {
 			leases = append(leases, l) // what lies outside the network is in nobody's way
+		}
+	}
+	for _, l := range seen.leases {
+		consider(l)
+	}
+	for _, u := range seen.unreadable { // its subnet is taken all the same; Follow warns of it
+		if subnet, err := ParseKey(u.Key); err == nil {
+			consider(Lease{Subnet: subnet, Expires: u.Expires, Revision: u.Revision})
 		}
 	}
 	if mine, ok, err := a.mine(ctx, leases); err != nil {

@@ -100,7 +100,7 @@ func TestAcquire(t *testing.T) {
 				}
 			}
 			c := config(t, `{"Network": "10.1.0.0/16", "SubnetMax": "10.1.100.0"}`)
-			lease, err := subnet.Acquire(t.Context(), subnet.Patient(store), c, attrs(ownIP), last)
+			lease, _, err := subnet.Acquire(t.Context(), subnet.Patient(store), c, attrs(ownIP), last)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -148,7 +148,7 @@ func TestAcquireAll(t *testing.T) {
 		var wg sync.WaitGroup
 		for i := range free {
 			wg.Go(func() {
-				l, err := subnet.Acquire(t.Context(), subnet.Patient(store), c, attrs(fmt.Sprintf("172.30.0.%d", i+1)), subnet.Remembered{})
+				l, _, err := subnet.Acquire(t.Context(), subnet.Patient(store), c, attrs(fmt.Sprintf("172.30.0.%d", i+1)), subnet.Remembered{})
 				if err != nil {
 					t.Error(err)
 				}
@@ -164,12 +164,12 @@ func TestAcquireAll(t *testing.T) {
 
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		if l, err := subnet.Acquire(ctx, subnet.Patient(store), c, attrs("172.30.1.1"), subnet.Remembered{}); err == nil {
+		if l, _, err := subnet.Acquire(ctx, subnet.Patient(store), c, attrs("172.30.1.1"), subnet.Remembered{}); err == nil {
 			t.Errorf("one too many got %v", l.Subnet)
 		}
 		late := make(chan subnet.Lease)
 		go func() {
-			l, _ := subnet.Acquire(t.Context(), subnet.Patient(store), c, attrs("172.30.1.1"), subnet.Remembered{})
+			l, _, _ := subnet.Acquire(t.Context(), subnet.Patient(store), c, attrs("172.30.1.1"), subnet.Remembered{})
 			late <- l
 		}()
 		time.Sleep(time.Minute)
@@ -198,7 +198,7 @@ func TestAcquireHerd(t *testing.T) {
 			for i := range hosts {
 				wg.Go(func() {
 					<-start
-					if _, err := subnet.Acquire(t.Context(), subnet.Patient(store), c, attrs(fmt.Sprintf("172.30.%d.%d", i/250, i%250+1)), subnet.Remembered{}); err != nil {
+					if _, _, err := subnet.Acquire(t.Context(), subnet.Patient(store), c, attrs(fmt.Sprintf("172.30.%d.%d", i/250, i%250+1)), subnet.Remembered{}); err != nil {
 						t.Error(err)
 					}
 				})
@@ -252,7 +252,7 @@ func TestAcquireNeverOverlaps(t *testing.T) {
 		if !possible {
 			cancel()
 		}
-		l, err := subnet.Acquire(ctx, subnet.Patient(store), c, attrs(ownIP+"0"), subnet.Remembered{})
+		l, _, err := subnet.Acquire(ctx, subnet.Patient(store), c, attrs(ownIP+"0"), subnet.Remembered{})
 		cancel()
 		switch {
 		case (err == nil) != possible:

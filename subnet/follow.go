@@ -6,17 +6,25 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	"k8s.io/klog/v2"
 )
 
-// grace is how long leases linger that the store has lost. By then every host
-// has noticed and claimed its own again, see lastRetry.
-const grace = 10 * time.Second
+const (
+	// grace is how long leases linger that the store has lost. By then every host
+	// has noticed and claimed its own again, see lastRetry.
+	grace = 10 * time.Second
+	// gather is how long after one set the next may be published: many changes
+	// at once make few sets of many leases.
+	gather = 10 * time.Millisecond
+)
 
 // Follow calls publish with the whole set of leases there are, in order of
 // their subnets, now and each time it has changed, until ctx ends. Whatever
 // happens to the watch, the next set is right again, as it is then made from a
 // fresh list. Entries that cannot be read are left out, with one warning each.
+//
+// It begins with what Acquire has seen when it got this host's own lease.
 //
 // A store that no longer has this host's own lease, after a time in which it
 // could not be watched, has lost its data, and other hosts' leases with it. Those
@@ -24,28 +32,20 @@ const grace = 10 * time.Second
 // for a short while, theirs are published as lingering, so that traffic goes on.
 //
 // The store must be a Patient one.
-func Follow(ctx context.Context, store Store, own netip.Prefix, publish func(leases, lingering []Lease)) error {
-	f := follower{own: FormatKey(own), warned: warnings{}, publish: publish}
+func Follow(ctx context.Context, store Store, own Lease, seen Snapshot, publish func(leases, lingering []Lease)) error {
+	f := follower{own: own.Subnet, warned: warnings{}, publish: publish}
+	seen.leases = with(seen.leases, own)
 	wait := newBackOff()
 	for {
-		entries, revision, err := store.List(ctx)
-		if err != nil {
-			return nil // ctx has ended
-		}
-		f.list(entries)
+		f.list(seen)
 
 		watching, stop := ctx, func() {}
 		if len(f.lingering) > 0 {
 			watching, stop = context.WithDeadline(ctx, f.until)
 		}
 		began := time.Now()
-		w := store.Watch(watching, revision)
-		for events, err := w.Next(); ; events, err = w.Next() {
-			if err != nil {
-				klog.V(1).Infof("The watch on the leases has ended, listing them again: %v", err)
-				break
-			}
-			f.apply(events)
+		if err := f.watch(watching, store.Watch(watching, seen.revision)); ctx.Err() == nil {
+			klog.V(1).Infof("The watch on the leases has ended, listing them again: %v", err)
 		}
 		stop()
 		if time.Since(began) > lastRetry {
@@ -56,39 +56,127 @@ func Follow(ctx context.Context, store Store, own netip.Prefix, publish func(lea
 		if sleep(ctx, wait.NextBackOff()) != nil {
 			return nil
 		}
+		var err error
+		if seen, err = look(ctx, store); err != nil {
+			return nil // ctx has ended
+		}
 	}
+}
+
+// Snapshot is what a store had at one moment. The zero value is an empty store
+// that nothing has happened to yet.
+type Snapshot struct {
+	leases     []Lease // in order of their subnets
+	unreadable []unreadable
+	revision   uint64
+}
+
+type unreadable struct {
+	Entry
+	err error
+}
+
+// look reads all leases there are.
+func look(ctx context.Context, store Store) (s Snapshot, err error) {
+	entries, revision, err := store.List(ctx)
+	if err != nil {
+		return s, err
+	}
+	s.revision, s.leases = revision, make([]Lease, 0, len(entries))
+	for _, e := range entries {
+		if l, err := e.Decode(); err == nil {
+			s.leases = append(s.leases, l)
+		} else {
+			s.unreadable = append(s.unreadable, unreadable{e, err})
+		}
+	}
+	slices.SortFunc(s.leases, bySubnet)
+	klog.V(1).Infof("Listed %d leases", len(s.leases))
+	return s, nil
+}
+
+func bySubnet(a, b Lease) int { return a.Subnet.Compare(b.Subnet) }
+
+// find is where the lease of a subnet is in a set that is in order of subnets,
+// or would have to be.
+func find(leases []Lease, subnet netip.Prefix) (i int, there bool) {
+	return slices.BinarySearchFunc(leases, subnet, func(l Lease, p netip.Prefix) int { return l.Subnet.Compare(p) })
+}
+
+// with puts a lease into a set, in the place of another of its subnet.
+func with(leases []Lease, l Lease) []Lease {
+	i, there := find(leases, l.Subnet)
+	if there {
+		leases[i] = l
+		return leases
+	}
+	return slices.Insert(leases, i, l)
 }
 
 // follower is the state of Follow.
 type follower struct {
-	own     string // the key of this host's lease
+	own     netip.Prefix
 	warned  warnings
 	publish func(leases, lingering []Lease)
 
-	known     map[string]Lease // by key
-	lingering map[string]Lease
+	first     bool    // there has been a list
+	known     []Lease // in order of subnets, as are those lingering
+	lingering []Lease
 	until     time.Time // when those stop lingering
+	published time.Time // when a set was published last
+}
+
+// watch goes on from events until the watch ends, and returns why.
+func (f *follower) watch(ctx context.Context, w Watcher) error {
+	events := make(chan []Event)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		for {
+			next, err := w.Next()
+			if err != nil {
+				return err
+			}
+			select {
+			case events <- next:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+	})
+	var due <-chan time.Time // while there is something to publish
+	for {
+		select {
+		case next := <-events:
+			if f.apply(next) && due == nil {
+				due = time.After(gather - time.Since(f.published))
+			}
+		case <-due:
+			due = nil
+			f.tell()
+		case <-ctx.Done():
+			if due != nil {
+				f.tell()
+			}
+			return g.Wait()
+		}
+	}
 }
 
 // list goes on from a fresh list.
-func (f *follower) list(entries []Entry) {
-	fresh := make(map[string]Lease, len(entries))
-	for _, e := range entries {
-		if l, ok := f.warned.decode(e); ok {
-			fresh[e.Key] = l
-		}
+func (f *follower) list(fresh Snapshot) {
+	for _, u := range fresh.unreadable {
+		f.warned.say(u.Key, u.err)
 	}
-	f.warned.forgetAllBut(entries)
-	before, first := f.known, f.known == nil
-	f.known = fresh
-	changed := first || !sameLeases(before, fresh)
-	if _, lost := before[f.own]; lost && !has(fresh, f.own) {
-		f.lingering, f.until = map[string]Lease{}, time.Now().Add(grace)
-		for key, l := range before {
-			if key != f.own && !has(fresh, key) {
-				f.lingering[key] = l
-			}
-		}
+	f.warned.forgetAllBut(fresh.unreadable)
+	before := f.known
+	f.known = fresh.leases
+	changed := !f.first || !slices.EqualFunc(before, f.known, sameLease)
+	f.first = true
+	_, had := find(before, f.own)
+	_, has := find(f.known, f.own)
+	if had && !has {
+		f.until = time.Now().Add(grace)
+		f.lingering = slices.DeleteFunc(before, func(l Lease) bool { return l.Subnet == f.own })
 	} else if len(f.lingering) > 0 && !time.Now().Before(f.until) {
 		f.lingering, changed = nil, true
 	}
@@ -97,62 +185,52 @@ func (f *follower) list(entries []Entry) {
 	}
 }
 
-// apply goes on from events.
-func (f *follower) apply(events []Event) {
-	changed := false
+// apply goes on from events and reports whether they have changed anything.
+func (f *follower) apply(events []Event) (changed bool) {
 	for _, e := range events {
-		old, had := f.known[e.Key]
-		l, ok := Lease{}, false
-		if e.Deleted {
+		l, err := e.Decode()
+		if e.Deleted || err == nil {
 			delete(f.warned, e.Key)
 		} else {
-			l, ok = f.warned.decode(e.Entry)
+			f.warned.say(e.Key, err)
 		}
+		subnet, invalid := ParseKey(e.Key)
+		if invalid != nil {
+			continue
+		}
+		i, had := find(f.known, subnet)
 		switch {
-		case ok:
-			f.known[e.Key] = l
-			changed = changed || !had || !sameLease(old, l)
+		case !e.Deleted && err == nil:
+			changed = changed || !had || !sameLease(f.known[i], l)
+			f.known = with(f.known, l)
 		case had:
-			delete(f.known, e.Key)
 			changed = true
+			f.known = slices.Delete(f.known, i, i+1)
 		}
 	}
-	if changed {
-		f.tell()
-	}
+	return changed
 }
 
 func (f *follower) tell() {
-	for key := range f.lingering {
-		if has(f.known, key) {
-			delete(f.lingering, key)
-		}
-	}
-	f.publish(sorted(f.known), sorted(f.lingering))
-}
-
-func has(m map[string]Lease, key string) bool {
-	_, ok := m[key]
-	return ok
+	f.lingering = slices.DeleteFunc(f.lingering, func(l Lease) bool {
+		_, back := find(f.known, l.Subnet)
+		return back
+	})
+	f.published = time.Now()
+	f.publish(slices.Clone(f.known), slices.Clone(f.lingering))
 }
 
 // warnings remembers what was said about which key, so that it is said once.
 type warnings map[string]string
 
-func (w warnings) decode(e Entry) (Lease, bool) {
-	l, err := e.Decode()
-	if err == nil {
-		delete(w, e.Key)
-		return l, true
+func (w warnings) say(key string, err error) {
+	if text := err.Error(); w[key] != text {
+		w[key] = text
+		klog.Warningf("Leaving out the lease %q, which cannot be read: %v", key, err)
 	}
-	if text := err.Error(); w[e.Key] != text {
-		w[e.Key] = text
-		klog.Warningf("Leaving out the lease %q, which cannot be read: %v", e.Key, err)
-	}
-	return Lease{}, false
 }
 
-func (w warnings) forgetAllBut(entries []Entry) {
+func (w warnings) forgetAllBut(entries []unreadable) {
 	if len(w) == 0 {
 		return
 	}
@@ -165,27 +243,6 @@ func (w warnings) forgetAllBut(entries []Entry) {
 			delete(w, key)
 		}
 	}
-}
-
-func sorted(leases map[string]Lease) []Lease {
-	s := make([]Lease, 0, len(leases))
-	for _, l := range leases {
-		s = append(s, l)
-	}
-	slices.SortFunc(s, func(a, b Lease) int { return a.Subnet.Compare(b.Subnet) })
-	return s
-}
-
-func sameLeases(a, b map[string]Lease) bool {
-	if len(a) != len(b) {
-		return false
-	}
-	for key, l := range a {
-		if m, ok := b[key]; !ok || !sameLease(l, m) {
-			return false
-		}
-	}
-	return true
 }
 
 // sameLease reports whether nothing has changed that a holder or a peer acts

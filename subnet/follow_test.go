@@ -21,9 +21,14 @@ func TestFollow(t *testing.T) {
 		store.Put("10.1.7.0-24", value(otherIP), 0)
 		var sets []string
 		ctx, cancel := context.WithCancel(t.Context())
+		patient := subnet.Patient(store)
+		own, seen, err := subnet.Acquire(ctx, patient, config(t, `{"Network": "10.1.0.0/16"}`), attrs(otherIP+"0"), subnet.Remembered{Subnet: netip.MustParsePrefix("10.1.9.0/24")})
+		if err != nil {
+			t.Fatal(err)
+		}
 		done := make(chan error)
 		go func() {
-			done <- subnet.Follow(ctx, subnet.Patient(store), netip.MustParsePrefix("10.1.9.0/24"), func(leases, lingering []subnet.Lease) {
+			done <- subnet.Follow(ctx, patient, own, seen, func(leases, lingering []subnet.Lease) {
 				var all []string
 				for _, l := range leases {
 					all = append(all, fmt.Sprintf("%v=%v", l.Subnet, l.PublicIP))
@@ -39,14 +44,14 @@ func TestFollow(t *testing.T) {
 			do   func()
 			want []string // published by it
 		}{
-			{"start", synctest.Wait, []string{"10.1.7.0/24=172.30.0.12"}},
-			{"added", func() { store.Put("10.1.5.0-24", value(ownIP), time.Hour) }, []string{"10.1.5.0/24=172.30.0.11 10.1.7.0/24=172.30.0.12"}},
-			{"changed", func() { store.Put("10.1.7.0-24", value(oldIP), 0) }, []string{"10.1.5.0/24=172.30.0.11 10.1.7.0/24=172.30.0.99"}},
-			{"unreadable value", func() { store.Put("10.1.7.0-24", "garbage", 0) }, []string{"10.1.5.0/24=172.30.0.11"}},
+			{"start", synctest.Wait, []string{"10.1.7.0/24=172.30.0.12 10.1.9.0/24=172.30.0.120"}},
+			{"added", func() { store.Put("10.1.5.0-24", value(ownIP), time.Hour) }, []string{"10.1.5.0/24=172.30.0.11 10.1.7.0/24=172.30.0.12 10.1.9.0/24=172.30.0.120"}},
+			{"changed", func() { store.Put("10.1.7.0-24", value(oldIP), 0) }, []string{"10.1.5.0/24=172.30.0.11 10.1.7.0/24=172.30.0.99 10.1.9.0/24=172.30.0.120"}},
+			{"unreadable value", func() { store.Put("10.1.7.0-24", "garbage", 0) }, []string{"10.1.5.0/24=172.30.0.11 10.1.9.0/24=172.30.0.120"}},
 			{"unreadable key", func() { store.Put("10.1.8.1-24", value(oldIP), 0) }, nil},
 			{"not a lease", func() { store.SetConfig("x") }, nil},
-			{"put right", func() { store.Put("10.1.7.0-24", value(otherIP), 0) }, []string{"10.1.5.0/24=172.30.0.11 10.1.7.0/24=172.30.0.12"}},
-			{"removed", func() { store.Remove("10.1.7.0-24") }, []string{"10.1.5.0/24=172.30.0.11"}},
+			{"put right", func() { store.Put("10.1.7.0-24", value(otherIP), 0) }, []string{"10.1.5.0/24=172.30.0.11 10.1.7.0/24=172.30.0.12 10.1.9.0/24=172.30.0.120"}},
+			{"removed", func() { store.Remove("10.1.7.0-24") }, []string{"10.1.5.0/24=172.30.0.11 10.1.9.0/24=172.30.0.120"}},
 			{"changed in a gap", func() {
 				store.SetDown(true)
 				time.Sleep(10 * time.Second)

@@ -58,7 +58,7 @@ func (h Holder) Run(ctx context.Context, leases <-chan []Lease) error {
 		case <-ctx.Done():
 			return nil
 		case set := <-leases:
-			err = k.compare(ctx, find(set, k.Lease))
+			err = k.compare(ctx, set)
 		case <-renew.C:
 			due = true
 			err = k.write(ctx)
@@ -99,12 +99,12 @@ func (k *keeper) untilRenewal() time.Duration {
 // margin: it is renewed soon, but not in an endless row of writes.
 const leastRenewal = time.Second
 
-// compare makes right what the store says of the own subnet; there is nil when
-// it has no lease of it. The set may be older than the lease, so that what is
-// not as it should be is looked at in the store itself.
-func (k *keeper) compare(ctx context.Context, there *Lease) error {
-	if there != nil && there.Revision == k.Lease.Revision && there.Attrs.Equal(k.Lease.Attrs) {
-		k.Lease.Expires = there.Expires
+// compare makes right what the store says of the own subnet. The set may be
+// older than the lease, so that what is not as it should be is looked at in the
+// store itself.
+func (k *keeper) compare(ctx context.Context, leases []Lease) error {
+	if i, there := find(leases, k.Lease.Subnet); there && sameLease(leases[i], k.Lease) {
+		k.Lease.Expires = leases[i].Expires
 		return nil
 	}
 	return k.settle(ctx)
@@ -199,12 +199,4 @@ func (k *keeper) overwritten(ctx context.Context) error {
 	klog.Errorf("The lease of %v keeps being overwritten by a host that also has the public IP %v; give one of the two another (is one a clone of the other?). Writing it again in %v",
 		k.Lease.Subnet, k.Lease.PublicIP, overwritePause)
 	return sleep(ctx, overwritePause)
-}
-
-func find(set []Lease, own Lease) *Lease {
-	i, ok := slices.BinarySearchFunc(set, own, func(a, b Lease) int { return a.Subnet.Compare(b.Subnet) })
-	if !ok {
-		return nil
-	}
-	return &set[i]
 }

@@ -35,7 +35,7 @@ func hold(t *testing.T, ttl time.Duration, margin time.Duration) *held {
 	ctx, cancel := context.WithCancel(t.Context())
 	h.cancel = cancel
 	patient := subnet.Patient(h.store)
-	go subnet.Follow(ctx, patient, lease.Subnet, func(leases, _ []subnet.Lease) {
+	go subnet.Follow(ctx, patient, lease, subnet.Snapshot{}, func(leases, _ []subnet.Lease) {
 		select {
 		case h.sets <- leases:
 		case <-ctx.Done():
@@ -59,6 +59,7 @@ func (h *held) stop() error {
 // check waits until nothing more happens and looks at the key.
 func (h *held) check(reserved bool) subnet.Entry {
 	h.t.Helper()
+	time.Sleep(time.Second / 10) // sets follow one another at a distance
 	synctest.Wait()
 	e, ok := h.store.Get(key)
 	switch {

@@ -47,6 +47,7 @@ func (b hostgw) Run(ctx context.Context, own subnet.Lease, leases <-chan []subne
 func plan(host backend.Host, own netip.Prefix, leases []subnet.Lease, view kernel.Host) (want kernel.State, faults []error) {
 	peers, faults := backend.Peers(host, Type, own, leases)
 	want.Local = []netip.Prefix{own}
+	want.Routes = make([]kernel.Route, 0, len(peers))
 	for _, l := range peers {
 		if !view.OnLink(l.PublicIP, host.Interface.Name) {
 			faults = append(faults, fmt.Errorf("the peer %v cannot be reached: its address is not on the link of %s, which host-gw needs; vxlan with DirectRouting does without",

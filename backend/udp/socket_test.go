@@ -167,7 +167,7 @@ func startNodes(t *testing.T, offload bool, addrs ...string) (nodes []*testNode)
 		leases = append(leases, l)
 	}
 	var hosts atomic.Pointer[table]
-	hosts.Store(newTable(leases))
+	hosts.Store(tableOf(leases))
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error)
 	for _, s := range loopbackSockets(t, addrs...) {
@@ -420,7 +420,7 @@ func BenchmarkPath(b *testing.B) {
 	defer unix.Munmap(memory)
 	from.prepare(batchSize, nil, headroom)
 	to.prepare(0, slots, headroom)
-	table := newTable([]subnet.Lease{lease("10.1.75.0/24", "127.0.0.2", "udp")})
+	table := tableOf([]subnet.Lease{lease("10.1.75.0/24", "127.0.0.2", "udp")})
 	packet := testPacket("10.1.74.2", "10.1.75.3", 64, unix.IPPROTO_TCP, make([]byte, 1452))
 	packets := make([][]byte, 44)
 	for i := range packets {

@@ -27,7 +27,7 @@ type level struct {
 }
 
 // newTable makes the table of the given leases.
-func newTable(peers []subnet.Lease) *table {
+func newTable(peers []*subnet.Lease) *table {
 	t := &table{hosts: map[uint32]struct{}{}}
 	byLength := map[int]map[uint32]uint32{}
 	for _, l := range peers {

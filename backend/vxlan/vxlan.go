@@ -28,6 +28,7 @@ type vxlan struct {
 	config
 	host backend.Host
 	mac  kernel.MAC
+	read macs
 }
 
 func (c config) open(host backend.Host) (backend.Backend, error) {
@@ -39,7 +40,7 @@ func (c config) open(host backend.Host) (backend.Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &vxlan{config: c, host: host, mac: mac}, nil
+	return &vxlan{config: c, host: host, mac: mac, read: macs{}}, nil
 }
 
 func (c config) device() string { return fmt.Sprintf("flannel.%d", c.vni) }
@@ -110,46 +111,71 @@ func (b *vxlan) plan(own netip.Prefix, leases []subnet.Lease, view kernel.Host) 
 			VNI: b.vni, Port: b.port, Link: b.host.Interface.Name, Source: b.host.Interface.Addr, GBP: b.gbp, MAC: b.mac,
 		},
 	}
-	type tunnel struct {
-		lease subnet.Lease
-		mac   kernel.MAC
-	}
-	var tunnels []tunnel
-	// The host that a MAC is found at. A host that has changed its address or
-	// subnet may have an old lease left: what was written last counts.
-	hosts := map[kernel.MAC]subnet.Lease{}
+	want.Routes = make([]kernel.Route, 0, len(peers))
+	tunnels := make([]tunnel, 0, len(peers))
 	for _, l := range peers {
 		if b.directRouting && view.OnLink(l.PublicIP, b.host.Interface.Name) {
 			want.Routes = append(want.Routes, kernel.Route{Dst: l.Subnet, Via: l.PublicIP, Dev: b.host.Interface.Name})
-			continue
-		}
-		mac, err := vtepMAC(l.BackendData)
-		if err != nil {
+		} else if mac, err := b.read.of(l.BackendData, len(peers)); err != nil {
 			faults = append(faults, fmt.Errorf("leaving out the lease of %v: %w", l, err))
-			continue
-		}
-		tunnels = append(tunnels, tunnel{l, mac})
-		if other, there := hosts[mac]; !there || other.Revision < l.Revision {
-			hosts[mac] = l
+		} else {
+			tunnels = append(tunnels, tunnel{l, mac})
 		}
 	}
-	hosts[b.mac] = subnet.Lease{Subnet: own, Attrs: subnet.Attrs{PublicIP: b.host.PublicIP}}
-	entered := map[kernel.MAC]bool{}
+	// The host that a MAC is found at. A host that has changed its address or
+	// subnet may have an old lease left: what was written last counts.
+	hosts := make(map[kernel.MAC]*subnet.Lease, len(tunnels))
 	for _, t := range tunnels {
-		if host := hosts[t.mac]; host.PublicIP != t.lease.PublicIP {
+		if other := hosts[t.mac]; other == nil || other.Revision < t.Revision {
+			hosts[t.mac] = t.Lease
+		}
+	}
+	hosts[b.mac] = &subnet.Lease{Subnet: own, Attrs: subnet.Attrs{PublicIP: b.host.PublicIP}}
+	device := b.device()
+	want.Neighbours = make([]kernel.Neighbour, 0, len(tunnels))
+	want.FDB = make([]kernel.FDBEntry, 0, len(tunnels))
+	for _, t := range tunnels {
+		host := hosts[t.mac]
+		if host.PublicIP != t.PublicIP {
 			faults = append(faults, fmt.Errorf("leaving out the lease of %v: its VtepMAC %v is also that of %v; if both hosts are there, delete the device %s on one of them and restart flanneld there",
-				t.lease, t.mac, host, b.device()))
+				t.Lease, t.mac, host, device))
 			continue
 		}
-		gateway := t.lease.Subnet.Addr()
-		want.Routes = append(want.Routes, kernel.Route{Dst: t.lease.Subnet, Via: gateway, Dev: b.device(), OnLink: true})
+		gateway := t.Subnet.Addr()
+		want.Routes = append(want.Routes, kernel.Route{Dst: t.Subnet, Via: gateway, Dev: device, OnLink: true})
 		want.Neighbours = append(want.Neighbours, kernel.Neighbour{IP: gateway, MAC: t.mac})
-		if !entered[t.mac] {
-			entered[t.mac] = true
-			want.FDB = append(want.FDB, kernel.FDBEntry{MAC: t.mac, Dst: t.lease.PublicIP})
+		if host == t.Lease { // one entry for a host with several leases
+			want.FDB = append(want.FDB, kernel.FDBEntry{MAC: t.mac, Dst: t.PublicIP})
 		}
 	}
 	return want, faults
+}
+
+// tunnel is a peer that is reached through VXLAN.
+type tunnel struct {
+	*subnet.Lease
+	mac kernel.MAC
+}
+
+// macs are the VTEP MACs of leases, by BackendData. A plan is made at each change
+// of one lease among thousands, and reading JSON would be most of the work.
+type macs map[string]kernel.MAC
+
+// of reads a lease's MAC. leases is how many leases there are; much more than
+// that is not kept.
+func (m macs) of(data json.RawMessage, leases int) (kernel.MAC, error) {
+	if mac, ok := m[string(data)]; ok {
+		return mac, nil
+	}
+	mac, err := vtepMAC(data)
+	if err != nil {
+		return mac, err
+	}
+	if len(m) > 2*leases {
+		clear(m)
+	}
+	m[string(data)] = mac
+	return mac, nil
 }
 
 func vtepMAC(data json.RawMessage) (kernel.MAC, error) {

@@ -2,6 +2,7 @@ package vxlan
 
 import (
 	"encoding/json"
+	"fmt"
 	"net"
 	"net/netip"
 	"strings"
@@ -151,7 +152,7 @@ fdb 02:00:00:00:00:02 dst 192.0.2.5
 			if err != nil {
 				t.Fatal(err)
 			}
-			b := &vxlan{config: c, host: host, mac: ownMAC}
+			b := &vxlan{config: c, host: host, mac: ownMAC, read: macs{}}
 			state, errs := b.plan(own.Subnet, test.leases, test.view)
 			if d := cmp.Diff(test.state, state.String()); d != "" {
 				t.Errorf("state (-want +got):\n%s", d)
@@ -316,4 +317,27 @@ func TestValidMAC(t *testing.T) {
 func newer(l subnet.Lease) subnet.Lease {
 	l.Revision = 99
 	return l
+}
+
+// What a change in one of 8,000 leases costs before the kernel is looked at.
+func BenchmarkPlan(b *testing.B) {
+	var leases []subnet.Lease
+	for i := range 8000 {
+		leases = append(leases, subnet.Lease{
+			Subnet: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, byte(2 + i>>8), byte(i), 0}), 24),
+			Attrs: subnet.Attrs{
+				PublicIP:    netip.AddrFrom4([4]byte{172, 31, byte(i >> 8), byte(i)}),
+				BackendType: Type,
+				BackendData: json.RawMessage(fmt.Sprintf(`{"VtepMAC":"02:00:00:01:%02x:%02x"}`, i>>8, i&0xff)),
+			},
+		})
+	}
+	v := &vxlan{config: config{vni: 1, port: 8472}, host: host, mac: ownMAC, read: macs{}}
+	v.host.Network = netip.MustParsePrefix("10.0.0.0/8")
+	b.ReportAllocs()
+	for b.Loop() {
+		if want, faults := v.plan(netip.MustParsePrefix("10.1.74.0/24"), leases, kernel.Host{}); len(want.FDB) < 8000 || len(faults) > 0 {
+			b.Fatal(len(want.FDB), faults)
+		}
+	}
 }

@@ -38,8 +38,13 @@ func start(t *testing.T) *etcd {
 	e := &etcd{Etcd: h.Etcd(), host: h}
 	door, err := net.Listen("tcp", "127.0.0.1:0")
 	l.Must(err)
-	t.Cleanup(func() { door.Close() })
+	ended := make(chan struct{})
+	t.Cleanup(func() {
+		door.Close()
+		<-ended // or it would still ask for the host, which goes next
+	})
 	go func() {
+		defer close(ended)
 		for {
 			in, err := door.Accept()
 			if err != nil {
