@@ -2,8 +2,9 @@
 // host's containers to those of other hosts. Each backend is a package below
 // this one; package table lists them by name. A backend knows leases and the
 // host it runs on, but no store and no other backend.
-// Package hostgw is the smallest example: Peers picks the leases that are for it,
-// and kernel.Run keeps what its plan asks for, under the marks in Owner.
+// Package hostgw is the smallest example: Paths picks the leases that are for it
+// and asks it for the path to each, and kernel.Run keeps what its plan asks for,
+// under the marks in Owner.
 package backend
 
 import (
@@ -54,5 +55,5 @@ type Backend interface {
 	// will be tried again; the first call tells that the data plane is up.
 	//
 	// Run returns nil when ctx ends and an error only for what no retry mends.
-	Run(ctx context.Context, own subnet.Lease, leases <-chan []subnet.Lease, synced func(failed []error)) error
+	Run(ctx context.Context, own subnet.Lease, leases <-chan []*subnet.Lease, synced func(failed []error)) error
 }

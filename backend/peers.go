@@ -9,28 +9,45 @@ import (
 	"flanneld/subnet"
 )
 
-// Peers picks from all leases those that this host can exchange traffic with
-// through the backend of the given type, its own not among them. For each one
-// left out for a reason that an operator should know there is a fault. The
-// peers point into leases.
-func Peers(host Host, backendType string, own netip.Prefix, leases []subnet.Lease) (peers []*subnet.Lease, faults []error) {
-	leaveOut := func(l *subnet.Lease, format string, args ...any) {
-		faults = append(faults, fmt.Errorf("leaving out the lease of %v: "+format, append([]any{l}, args...)...))
+// Filter picks from all leases those of hosts that this one can exchange traffic
+// with through a backend, its own not among them.
+type Filter struct {
+	Host Host
+	// Type is the backend's name.
+	Type string
+	// Own is this host's subnet.
+	Own netip.Prefix
+}
+
+// Peer reports whether a lease is of such a host. The error says why not, if an
+// operator should know.
+func (f Filter) Peer(l *subnet.Lease) (bool, error) {
+	leaveOut := func(format string, args ...any) (bool, error) {
+		return false, fmt.Errorf("leaving out the lease of %v: "+format, append([]any{l}, args...)...)
 	}
-	peers = make([]*subnet.Lease, 0, len(leases))
-	for i := range leases {
-		switch l := &leases[i]; {
-		case l.Subnet == own:
-		case !prefix.Contains(host.Network, l.Subnet):
-			leaveOut(l, "it lies outside the network %v", host.Network)
-		case l.Subnet.Overlaps(own):
-			leaveOut(l, "it overlaps this host's own subnet %v", own)
-		case l.PublicIP == host.PublicIP:
-			leaveOut(l, "it bears this host's own address, but this host uses %v", own)
-		case !strings.EqualFold(l.BackendType, backendType): // as in the config
-			leaveOut(l, "its backend is %s, this host's is %s", l.BackendType, backendType)
-		default:
+	switch {
+	case l.Subnet == f.Own:
+		return false, nil
+	case !prefix.Contains(f.Host.Network, l.Subnet):
+		return leaveOut("it lies outside the network %v", f.Host.Network)
+	case l.Subnet.Overlaps(f.Own):
+		return leaveOut("it overlaps this host's own subnet %v", f.Own)
+	case l.PublicIP == f.Host.PublicIP:
+		return leaveOut("it bears this host's own address, but this host uses %v", f.Own)
+	case !strings.EqualFold(l.BackendType, f.Type): // as in the config
+		return leaveOut("its backend is %s, this host's is %s", l.BackendType, f.Type)
+	}
+	return true, nil
+}
+
+// Peers picks from a list. There is a fault for each lease left out for a reason
+// that an operator should know.
+func (f Filter) Peers(leases []*subnet.Lease) (peers []*subnet.Lease, faults []error) {
+	for _, l := range leases {
+		if ok, fault := f.Peer(l); ok {
 			peers = append(peers, l)
+		} else if fault != nil {
+			faults = append(faults, fault)
 		}
 	}
 	return peers, faults

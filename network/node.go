@@ -107,21 +107,11 @@ func (n node) join(ctx context.Context) error {
 	klog.Infof("This host's subnet is %v; wrote %s", own.Subnet, n.SubnetFile)
 	enableForwarding()
 
-	forHolder, forBackend := newLatest[[]subnet.Lease](), newLatest[[]subnet.Lease]()
+	forHolder, forBackend := newLatest[[]*subnet.Lease](), newLatest[[]*subnet.Lease]()
 	n.group.Go(func() error {
-		var before []subnet.Lease
-		return subnet.Follow(ctx, n.store, own, seen, func(leases, lingering []subnet.Lease) {
+		return subnet.Follow(ctx, n.store, own, seen, func(leases, lingering []*subnet.Lease) {
 			forHolder.put(leases)
-			// Renewals, of which there is one a day for each host, say nothing
-			// new to a backend.
-			all := leases
-			if len(lingering) > 0 {
-				all = slices.Concat(leases, lingering)
-			}
-			if before == nil || !slices.EqualFunc(before, all, sameToBackend) {
-				forBackend.put(all)
-			}
-			before = all
+			forBackend.put(slices.Concat(leases, lingering))
 		})
 	})
 	n.group.Go(func() error {
@@ -164,8 +154,6 @@ func (n node) runFirewall(ctx context.Context, network, own netip.Prefix) error 
 		}
 	})
 }
-
-func sameToBackend(a, b subnet.Lease) bool { return a.Subnet == b.Subnet && a.Attrs.Equal(b.Attrs) }
 
 // ended is nil where err is but the end of ctx, which is how Run is stopped.
 func ended(ctx context.Context, err error) error {

@@ -104,7 +104,7 @@ func (a acquisition) once(ctx context.Context, seen Snapshot) (Lease, error) {
 		}
 	}
 	for _, l := range seen.leases {
-		consider(l)
+		consider(*l)
 	}
 	for _, u := range seen.unreadable { // its subnet is taken all the same; Follow warns of it
 		if subnet, err := ParseKey(u.Key); err == nil {

@@ -20,7 +20,8 @@ const (
 )
 
 // Follow calls publish with the whole set of leases there are, in order of
-// their subnets, now and each time it has changed, until ctx ends. Whatever
+// their subnets, now and each time it has changed, until ctx ends. Leases are
+// not changed once they are published: one that is renewed is another. Whatever
 // happens to the watch, the next set is right again, as it is then made from a
 // fresh list. Entries that cannot be read are left out, with one warning each.
 //
@@ -32,9 +33,9 @@ const (
 // for a short while, theirs are published as lingering, so that traffic goes on.
 //
 // The store must be a Patient one.
-func Follow(ctx context.Context, store Store, own Lease, seen Snapshot, publish func(leases, lingering []Lease)) error {
+func Follow(ctx context.Context, store Store, own Lease, seen Snapshot, publish func(leases, lingering []*Lease)) error {
 	f := follower{own: own.Subnet, warned: warnings{}, publish: publish}
-	seen.leases = with(seen.leases, own)
+	seen.leases = with(seen.leases, &own)
 	wait := newBackOff()
 	for {
 		f.list(seen)
@@ -66,7 +67,7 @@ func Follow(ctx context.Context, store Store, own Lease, seen Snapshot, publish 
 // Snapshot is what a store had at one moment. The zero value is an empty store
 // that nothing has happened to yet.
 type Snapshot struct {
-	leases     []Lease // in order of their subnets
+	leases     []*Lease // in order of their subnets
 	unreadable []unreadable
 	revision   uint64
 }
@@ -82,10 +83,10 @@ func look(ctx context.Context, store Store) (s Snapshot, err error) {
 	if err != nil {
 		return s, err
 	}
-	s.revision, s.leases = revision, make([]Lease, 0, len(entries))
+	s.revision, s.leases = revision, make([]*Lease, 0, len(entries))
 	for _, e := range entries {
 		if l, err := e.Decode(); err == nil {
-			s.leases = append(s.leases, l)
+			s.leases = append(s.leases, &l)
 		} else {
 			s.unreadable = append(s.unreadable, unreadable{e, err})
 		}
@@ -95,16 +96,16 @@ func look(ctx context.Context, store Store) (s Snapshot, err error) {
 	return s, nil
 }
 
-func bySubnet(a, b Lease) int { return a.Subnet.Compare(b.Subnet) }
+func bySubnet(a, b *Lease) int { return a.Subnet.Compare(b.Subnet) }
 
 // find is where the lease of a subnet is in a set that is in order of subnets,
 // or would have to be.
-func find(leases []Lease, subnet netip.Prefix) (i int, there bool) {
-	return slices.BinarySearchFunc(leases, subnet, func(l Lease, p netip.Prefix) int { return l.Subnet.Compare(p) })
+func find(leases []*Lease, subnet netip.Prefix) (i int, there bool) {
+	return slices.BinarySearchFunc(leases, subnet, func(l *Lease, p netip.Prefix) int { return l.Subnet.Compare(p) })
 }
 
 // with puts a lease into a set, in the place of another of its subnet.
-func with(leases []Lease, l Lease) []Lease {
+func with(leases []*Lease, l *Lease) []*Lease {
 	i, there := find(leases, l.Subnet)
 	if there {
 		leases[i] = l
@@ -117,11 +118,11 @@ func with(leases []Lease, l Lease) []Lease {
 type follower struct {
 	own     netip.Prefix
 	warned  warnings
-	publish func(leases, lingering []Lease)
+	publish func(leases, lingering []*Lease)
 
-	first     bool    // there has been a list
-	known     []Lease // in order of subnets, as are those lingering
-	lingering []Lease
+	first     bool     // there has been a list
+	known     []*Lease // in order of subnets, as are those lingering
+	lingering []*Lease
 	until     time.Time // when those stop lingering
 	published time.Time // when a set was published last
 }
@@ -170,13 +171,19 @@ func (f *follower) list(fresh Snapshot) {
 	f.warned.forgetAllBut(fresh.unreadable)
 	before := f.known
 	f.known = fresh.leases
-	changed := !f.first || !slices.EqualFunc(before, f.known, sameLease)
+	for i, l := range f.known {
+		// A lease that has not changed stays the same one.
+		if j, ok := find(before, l.Subnet); ok && before[j].Attrs.Equal(l.Attrs) && before[j].Revision == l.Revision {
+			f.known[i] = before[j]
+		}
+	}
+	changed := !f.first || !slices.EqualFunc(before, f.known, func(a, b *Lease) bool { return !f.differs(a, b) })
 	f.first = true
 	_, had := find(before, f.own)
 	_, has := find(f.known, f.own)
 	if had && !has {
 		f.until = time.Now().Add(grace)
-		f.lingering = slices.DeleteFunc(before, func(l Lease) bool { return l.Subnet == f.own })
+		f.lingering = slices.DeleteFunc(before, func(l *Lease) bool { return l.Subnet == f.own })
 	} else if len(f.lingering) > 0 && !time.Now().Before(f.until) {
 		f.lingering, changed = nil, true
 	}
@@ -201,8 +208,8 @@ func (f *follower) apply(events []Event) (changed bool) {
 		i, had := find(f.known, subnet)
 		switch {
 		case !e.Deleted && err == nil:
-			changed = changed || !had || !sameLease(f.known[i], l)
-			f.known = with(f.known, l)
+			changed = changed || !had || f.differs(f.known[i], &l)
+			f.known = with(f.known, &l)
 		case had:
 			changed = true
 			f.known = slices.Delete(f.known, i, i+1)
@@ -212,7 +219,7 @@ func (f *follower) apply(events []Event) (changed bool) {
 }
 
 func (f *follower) tell() {
-	f.lingering = slices.DeleteFunc(f.lingering, func(l Lease) bool {
+	f.lingering = slices.DeleteFunc(f.lingering, func(l *Lease) bool {
 		_, back := find(f.known, l.Subnet)
 		return back
 	})
@@ -245,8 +252,9 @@ func (w warnings) forgetAllBut(entries []unreadable) {
 	}
 }
 
-// sameLease reports whether nothing has changed that a holder or a peer acts
-// on. The revision counts: it is what tells a holder of a write to its own key.
-func sameLease(a, b Lease) bool {
-	return a.Subnet == b.Subnet && a.Attrs.Equal(b.Attrs) && a.Revision == b.Revision
+// differs reports whether anything has changed that somebody acts on. Renewals,
+// of which there is one a day for each host, are of interest to nobody but the
+// lease's own holder, which is to know of all that happens to it.
+func (f *follower) differs(a, b *Lease) bool {
+	return a.Subnet != b.Subnet || !a.Attrs.Equal(b.Attrs) || a.Subnet == f.own && a.Revision != b.Revision
 }

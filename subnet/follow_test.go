@@ -28,7 +28,7 @@ func TestFollow(t *testing.T) {
 		}
 		done := make(chan error)
 		go func() {
-			done <- subnet.Follow(ctx, patient, own, seen, func(leases, lingering []subnet.Lease) {
+			done <- subnet.Follow(ctx, patient, own, seen, func(leases, lingering []*subnet.Lease) {
 				var all []string
 				for _, l := range leases {
 					all = append(all, fmt.Sprintf("%v=%v", l.Subnet, l.PublicIP))

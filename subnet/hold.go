@@ -43,7 +43,7 @@ type Holder struct {
 // Each value received from leases is the set of all leases there are. An
 // outdated set does no harm: whatever Run makes of it is then checked by the
 // store itself.
-func (h Holder) Run(ctx context.Context, leases <-chan []Lease) error {
+func (h Holder) Run(ctx context.Context, leases <-chan []*Lease) error {
 	value, err := EncodeAttrs(h.Lease.Attrs)
 	if err != nil {
 		return err
@@ -102,8 +102,8 @@ const leastRenewal = time.Second
 // compare makes right what the store says of the own subnet. The set may be
 // older than the lease, so that what is not as it should be is looked at in the
 // store itself.
-func (k *keeper) compare(ctx context.Context, leases []Lease) error {
-	if i, there := find(leases, k.Lease.Subnet); there && sameLease(leases[i], k.Lease) {
+func (k *keeper) compare(ctx context.Context, leases []*Lease) error {
+	if i, there := find(leases, k.Lease.Subnet); there && leases[i].Revision == k.Lease.Revision && leases[i].Attrs.Equal(k.Lease.Attrs) {
 		k.Lease.Expires = leases[i].Expires
 		return nil
 	}

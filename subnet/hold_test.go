@@ -19,14 +19,14 @@ const key = "10.1.5.0-24"
 type held struct {
 	t      *testing.T
 	store  *storetest.Memory
-	sets   chan []subnet.Lease
+	sets   chan []*subnet.Lease
 	ended  chan error
 	cancel context.CancelFunc
 	notes  []subnet.Lease
 }
 
 func hold(t *testing.T, ttl time.Duration, margin time.Duration) *held {
-	h := &held{t: t, store: storetest.NewMemory(), sets: make(chan []subnet.Lease), ended: make(chan error, 1)}
+	h := &held{t: t, store: storetest.NewMemory(), sets: make(chan []*subnet.Lease), ended: make(chan error, 1)}
 	e := h.store.Put(key, value(ownIP), ttl)
 	lease, err := e.Decode()
 	if err != nil {
@@ -35,7 +35,7 @@ func hold(t *testing.T, ttl time.Duration, margin time.Duration) *held {
 	ctx, cancel := context.WithCancel(t.Context())
 	h.cancel = cancel
 	patient := subnet.Patient(h.store)
-	go subnet.Follow(ctx, patient, lease, subnet.Snapshot{}, func(leases, _ []subnet.Lease) {
+	go subnet.Follow(ctx, patient, lease, subnet.Snapshot{}, func(leases, _ []*subnet.Lease) {
 		select {
 		case h.sets <- leases:
 		case <-ctx.Done():
@@ -249,8 +249,8 @@ func TestHolderOldSet(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		h.sets <- []subnet.Lease{}
-		h.sets <- []subnet.Lease{other}
+		h.sets <- []*subnet.Lease{}
+		h.sets <- []*subnet.Lease{&other}
 		if h.check(false) != before {
 			t.Error("the lease was written for it")
 		}

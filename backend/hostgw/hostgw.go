@@ -1,6 +1,6 @@
 // Package hostgw is the backend that sends packets as they are: each peer is
 // the gateway to its own subnet. It needs all hosts on one L2 segment, and
-// costs nothing. Plan is all there is to it.
+// costs nothing. newPlan is all there is to it.
 package hostgw
 
 import (
@@ -37,24 +37,25 @@ func (b hostgw) Data() json.RawMessage { return nil }
 
 func (b hostgw) MTU() int { return b.host.Interface.MTU }
 
-func (b hostgw) Run(ctx context.Context, own subnet.Lease, leases <-chan []subnet.Lease, synced func([]error)) error {
-	return kernel.Run(ctx, backend.Owner, leases, func(leases []subnet.Lease, view kernel.Host) (kernel.State, []error) {
-		return plan(b.host, own.Subnet, leases, view)
-	}, synced)
+func (b hostgw) Run(ctx context.Context, own subnet.Lease, leases <-chan []*subnet.Lease, synced func([]error)) error {
+	return kernel.Run(ctx, backend.Owner, leases, newPlan(b.host, own.Subnet), synced)
 }
 
-// plan gives each peer on the link a route through it.
-func plan(host backend.Host, own netip.Prefix, leases []subnet.Lease, view kernel.Host) (want kernel.State, faults []error) {
-	peers, faults := backend.Peers(host, Type, own, leases)
-	want.Local = []netip.Prefix{own}
-	want.Routes = make([]kernel.Route, 0, len(peers))
-	for _, l := range peers {
-		if !view.OnLink(l.PublicIP, host.Interface.Name) {
-			faults = append(faults, fmt.Errorf("the peer %v cannot be reached: its address is not on the link of %s, which host-gw needs; vxlan with DirectRouting does without",
-				l, host.Interface.Name))
-			continue
-		}
-		want.Routes = append(want.Routes, kernel.Route{Dst: l.Subnet, Via: l.PublicIP, Dev: host.Interface.Name})
+// newPlan returns a plan that gives each peer on the link a route through it.
+func newPlan(host backend.Host, own netip.Prefix) kernel.Plan[[]*subnet.Lease] {
+	paths := backend.Paths{
+		Filter: backend.Filter{Host: host, Type: Type, Own: own},
+		To: func(peer *subnet.Lease, view kernel.Host) (backend.Path, error) {
+			if !view.OnLink(peer.PublicIP, host.Interface.Name) {
+				return backend.Path{}, fmt.Errorf("the peer %v cannot be reached: its address is not on the link of %s, which host-gw needs; vxlan with DirectRouting does without",
+					peer, host.Interface.Name)
+			}
+			return backend.Path{Route: &kernel.Route{Dst: peer.Subnet, Via: peer.PublicIP, Dev: host.Interface.Name}}, nil
+		},
 	}
-	return want, faults
+	return func(leases []*subnet.Lease, view kernel.Host) (want kernel.State, faults []error) {
+		want.Local = []netip.Prefix{own}
+		faults = paths.Set(&want, leases, view)
+		return want, faults
+	}
 }

@@ -23,8 +23,8 @@ var host = backend.Host{
 	Network:  netip.MustParsePrefix("10.1.0.0/16"),
 }
 
-func lease(prefix, publicIP string) subnet.Lease {
-	return subnet.Lease{
+func lease(prefix, publicIP string) *subnet.Lease {
+	return &subnet.Lease{
 		Subnet: netip.MustParsePrefix(prefix),
 		Attrs:  subnet.Attrs{PublicIP: netip.MustParseAddr(publicIP), BackendType: Type},
 	}
@@ -38,7 +38,7 @@ func TestPlan(t *testing.T) {
 	)
 	elsewhere := lease("10.1.5.0/24", "192.0.2.5")
 	elsewhere.BackendType = "vxlan"
-	state, errs := plan(host, netip.MustParsePrefix("10.1.1.0/24"), []subnet.Lease{
+	state, errs := newPlan(host, netip.MustParsePrefix("10.1.1.0/24"))([]*subnet.Lease{
 		lease("10.1.1.0/24", "192.0.2.1"),
 		lease("10.1.2.0/24", "192.0.2.2"),
 		lease("10.1.3.0/24", "203.0.113.3"),
@@ -59,16 +59,16 @@ route 10.1.7.0/24 via 192.0.2.6 dev eth0
 	}
 	const reason = ") cannot be reached: its address is not on the link of eth0, which host-gw needs; vxlan with DirectRouting does without"
 	if d := cmp.Diff([]string{
-		"leaving out the lease of 10.1.5.0/24 (held by 192.0.2.5): its backend is vxlan, this host's is host-gw",
 		"the peer 10.1.3.0/24 (held by 203.0.113.3" + reason,
 		"the peer 10.1.4.0/24 (held by 198.51.100.4" + reason,
+		"leaving out the lease of 10.1.5.0/24 (held by 192.0.2.5): its backend is vxlan, this host's is host-gw",
 	}, faults); d != "" {
 		t.Errorf("faults (-want +got):\n%s", d)
 	}
 }
 
 func TestPlanOfNothing(t *testing.T) {
-	if state, faults := plan(host, netip.MustParsePrefix("10.1.1.0/24"), nil, kernel.Host{}); state.String() != "" || faults != nil {
+	if state, faults := newPlan(host, netip.MustParsePrefix("10.1.1.0/24"))(nil, kernel.Host{}); state.String() != "" || faults != nil {
 		t.Errorf("%v, %v", state, faults)
 	}
 }

@@ -55,7 +55,7 @@ func TestDecrementTTL(t *testing.T) {
 }
 
 func TestRoute(t *testing.T) {
-	table := tableOf([]subnet.Lease{lease("10.1.75.0/24", "192.0.2.2", "udp")})
+	table := newTable([]*subnet.Lease{lease("10.1.75.0/24", "192.0.2.2", "udp")})
 	edit := func(p []byte, f func(p []byte)) []byte { f(p); return p }
 	good := func(ttl byte) []byte {
 		return testPacket("10.1.74.2", "10.1.75.3", ttl, unix.IPPROTO_UDP, []byte("payload"))
@@ -118,7 +118,7 @@ func FuzzPacket(f *testing.F) {
 	f.Add(testPacket("10.1.74.2", "10.1.75.3", 64, unix.IPPROTO_UDP, []byte("payload")))
 	f.Add(testPacket("10.1.74.2", "10.1.76.3", 1, unix.IPPROTO_ICMP, []byte{8, 0}))
 	f.Add([]byte{})
-	table := tableOf([]subnet.Lease{lease("10.1.75.0/24", "192.0.2.2", "udp")})
+	table := newTable([]*subnet.Lease{lease("10.1.75.0/24", "192.0.2.2", "udp")})
 	buf := make([]byte, icmpMax)
 	f.Fuzz(func(t *testing.T, packet []byte) {
 		d, v := route(table, packet)

@@ -160,14 +160,14 @@ type testNode struct {
 // startNodes starts a path per address; all know each other, the i-th with the
 // subnet 10.1.<i>.0/24, and the host 127.0.0.9 besides, which is not there.
 func startNodes(t *testing.T, offload bool, addrs ...string) (nodes []*testNode) {
-	leases := []subnet.Lease{lease("10.1.9.0/24", "127.0.0.9", "udp")}
+	leases := []*subnet.Lease{lease("10.1.9.0/24", "127.0.0.9", "udp")}
 	for i, a := range addrs {
 		l := lease("10.1.0.0/24", a, "udp")
 		l.Subnet = prefix.Nth(netip.MustParsePrefix("10.1.0.0/16"), 24, uint64(i))
 		leases = append(leases, l)
 	}
 	var hosts atomic.Pointer[table]
-	hosts.Store(tableOf(leases))
+	hosts.Store(newTable(leases))
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error)
 	for _, s := range loopbackSockets(t, addrs...) {
@@ -420,7 +420,7 @@ func BenchmarkPath(b *testing.B) {
 	defer unix.Munmap(memory)
 	from.prepare(batchSize, nil, headroom)
 	to.prepare(0, slots, headroom)
-	table := tableOf([]subnet.Lease{lease("10.1.75.0/24", "127.0.0.2", "udp")})
+	table := newTable([]*subnet.Lease{lease("10.1.75.0/24", "127.0.0.2", "udp")})
 	packet := testPacket("10.1.74.2", "10.1.75.3", 64, unix.IPPROTO_TCP, make([]byte, 1452))
 	packets := make([][]byte, 44)
 	for i := range packets {

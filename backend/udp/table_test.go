@@ -13,7 +13,7 @@ import (
 func addr(s string) uint32 { return prefix.Uint(netip.MustParseAddr(s)) }
 
 func TestTable(t *testing.T) {
-	table := tableOf([]subnet.Lease{
+	table := newTable([]*subnet.Lease{
 		lease("10.1.75.0/24", "192.0.2.2", "udp"),
 		lease("10.1.76.0/22", "192.0.2.3", "udp"),
 		lease("10.1.77.0/24", "192.0.2.4", "udp"),
@@ -43,7 +43,7 @@ func TestTable(t *testing.T) {
 }
 
 func TestEmptyTable(t *testing.T) {
-	for _, table := range []*table{{}, tableOf(nil)} {
+	for _, table := range []*table{{}, newTable(nil)} {
 		if _, ok := table.lookup(addr("10.1.75.0")); ok || table.knows(addr("192.0.2.2")) {
 			t.Error("it has a host")
 		}
@@ -56,7 +56,7 @@ func TestTableProperty(t *testing.T) {
 	network := netip.MustParsePrefix("10.0.0.0/8")
 	for range 200 {
 		seen := map[netip.Prefix]bool{}
-		var leases []subnet.Lease
+		var leases []*subnet.Lease
 		for range r.IntN(30) {
 			bits := 10 + r.IntN(21)
 			p := prefix.Nth(network, bits, r.Uint64N(prefix.Count(network, bits)))
@@ -65,7 +65,7 @@ func TestTableProperty(t *testing.T) {
 				leases = append(leases, lease(p.String(), fmt.Sprintf("192.0.2.%d", len(leases)+1), "udp"))
 			}
 		}
-		table := tableOf(leases)
+		table := newTable(leases)
 		for range 200 {
 			dst := prefix.FromUint(addr("10.0.0.0") + r.Uint32N(1<<24))
 			if len(leases) > 0 && r.IntN(2) == 0 {
@@ -88,13 +88,13 @@ func TestTableProperty(t *testing.T) {
 
 func BenchmarkLookup(b *testing.B) {
 	network := netip.MustParsePrefix("10.0.0.0/8")
-	var leases []subnet.Lease
+	var leases []*subnet.Lease
 	for i := range 8000 {
 		l := lease("10.0.0.0/24", "192.0.2.1", "udp")
 		l.Subnet = prefix.Nth(network, 24, uint64(i))
 		leases = append(leases, l)
 	}
-	table := tableOf(leases)
+	table := newTable(leases)
 	dst := addr("10.0.0.1")
 	b.ReportAllocs()
 	for i := range b.N {
@@ -102,13 +102,4 @@ func BenchmarkLookup(b *testing.B) {
 			b.Fatal("not found")
 		}
 	}
-}
-
-// tableOf is the table of these leases.
-func tableOf(leases []subnet.Lease) *table {
-	var peers []*subnet.Lease
-	for i := range leases {
-		peers = append(peers, &leases[i])
-	}
-	return newTable(peers)
 }

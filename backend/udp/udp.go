@@ -98,16 +98,16 @@ func (b *Backend) Counters() Counters { return b.counters.snapshot() }
 // Run implements backend.Backend. It returns an error when the device or the
 // socket cannot be opened at the start; if one is lost later, it opens it again
 // for as long as it takes. It is to be called once.
-func (b *Backend) Run(ctx context.Context, own subnet.Lease, leases <-chan []subnet.Lease, synced func(failed []error)) error {
+func (b *Backend) Run(ctx context.Context, own subnet.Lease, leases <-chan []*subnet.Lease, synced func(failed []error)) error {
 	p, err := b.openPath(own)
 	if err != nil {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	inputs := make(chan []subnet.Lease)
+	inputs := make(chan []*subnet.Lease)
 	g.Go(func() error { return b.follow(ctx, own, leases, inputs) })
 	g.Go(func() error {
-		return kernel.Run(ctx, backend.Owner, inputs, func(leases []subnet.Lease, _ kernel.Host) (kernel.State, []error) {
+		return kernel.Run(ctx, backend.Owner, inputs, func(leases []*subnet.Lease, _ kernel.Host) (kernel.State, []error) {
 			return plan(b.host, b.MTU(), own.Subnet, leases)
 		}, synced)
 	})
@@ -117,26 +117,26 @@ func (b *Backend) Run(ctx context.Context, own subnet.Lease, leases <-chan []sub
 
 // plan is what ought to be in the kernel: all of the network is routed to the
 // daemon, whatever hosts there are. The faults are of leases it cannot use.
-func plan(host backend.Host, mtu int, own netip.Prefix, leases []subnet.Lease) (want kernel.State, faults []error) {
-	_, faults = backend.Peers(host, Type, own, leases)
+func plan(host backend.Host, mtu int, own netip.Prefix, leases []*subnet.Lease) (want kernel.State, faults []error) {
+	_, faults = backend.Filter{Host: host, Type: Type, Own: own}.Peers(leases)
 	return kernel.State{
 		Device: &kernel.Device{Name: backend.TUNName, MTU: mtu, Addr: own.Addr()},
 		Local:  []netip.Prefix{own},
-		Routes: []kernel.Route{{Dst: host.Network, Dev: backend.TUNName}},
+		Routes: []*kernel.Route{{Dst: host.Network, Dev: backend.TUNName}},
 	}, faults
 }
 
 // follow puts each set of leases into the packet path's table, and then hands
 // it on, so that peers are in the table before synced is called for them.
-func (b *Backend) follow(ctx context.Context, own subnet.Lease, leases <-chan []subnet.Lease, inputs chan<- []subnet.Lease) error {
-	var latest []subnet.Lease
-	var out chan<- []subnet.Lease // nil while there is nothing to hand on
+func (b *Backend) follow(ctx context.Context, own subnet.Lease, leases <-chan []*subnet.Lease, inputs chan<- []*subnet.Lease) error {
+	var latest []*subnet.Lease
+	var out chan<- []*subnet.Lease // nil while there is nothing to hand on
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case set := <-leases:
-			peers, _ := backend.Peers(b.host, Type, own.Subnet, set) // plan reports the faults
+			peers, _ := backend.Filter{Host: b.host, Type: Type, Own: own.Subnet}.Peers(set) // plan reports the faults
 			b.table.Store(newTable(peers))
 			latest, out = set, inputs
 		case out <- latest:

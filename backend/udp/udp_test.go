@@ -14,8 +14,8 @@ import (
 	"flanneld/subnet"
 )
 
-func lease(prefix, publicIP, backendType string) subnet.Lease {
-	return subnet.Lease{
+func lease(prefix, publicIP, backendType string) *subnet.Lease {
+	return &subnet.Lease{
 		Subnet: netip.MustParsePrefix(prefix),
 		Attrs:  subnet.Attrs{PublicIP: netip.MustParseAddr(publicIP), BackendType: backendType},
 	}
@@ -64,7 +64,7 @@ func TestPlan(t *testing.T) {
 	b := &Backend{host: testHost("192.0.2.1"), port: defaultPort}
 	want := "link flannel0 mtu 1472 addr 10.1.74.0/32\nroute 10.1.0.0/16 dev flannel0\n"
 
-	state, faults := plan(b.host, b.MTU(), own.Subnet, []subnet.Lease{
+	state, faults := plan(b.host, b.MTU(), own.Subnet, []*subnet.Lease{
 		own,
 		lease("10.1.75.0/24", "192.0.2.2", "udp"),
 		lease("10.1.76.0/24", "192.0.2.3", "vxlan"),
@@ -88,12 +88,12 @@ func TestFollow(t *testing.T) {
 	other := lease("10.1.77.0/24", "192.0.2.4", "host-gw")
 	b := &Backend{host: testHost("192.0.2.1")}
 	ctx, stop := context.WithCancel(context.Background())
-	leases, inputs := make(chan []subnet.Lease), make(chan []subnet.Lease)
+	leases, inputs := make(chan []*subnet.Lease), make(chan []*subnet.Lease)
 	ended := make(chan error)
-	go func() { ended <- b.follow(ctx, own, leases, inputs) }()
+	go func() { ended <- b.follow(ctx, *own, leases, inputs) }()
 
-	leases <- []subnet.Lease{own, one}
-	leases <- []subnet.Lease{own, one, two, other}
+	leases <- []*subnet.Lease{own, one}
+	leases <- []*subnet.Lease{own, one, two, other}
 	if got := <-inputs; len(got) != 4 {
 		t.Errorf("handed on %v, want the later set", got)
 	}

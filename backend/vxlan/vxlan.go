@@ -2,7 +2,7 @@
 // kernel does all the work; the backend tells it, for each peer, where the
 // peer's subnet is found: a route, a neighbour entry for the route's gateway,
 // and an FDB entry for the neighbour's MAC. With DirectRouting, peers on the
-// same L2 segment get a plain route instead. Start reading at plan.
+// same L2 segment get a plain route instead. Start reading at newPlan.
 package vxlan
 
 import (
@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 
 	"github.com/vishvananda/netlink"
 
@@ -28,7 +29,6 @@ type vxlan struct {
 	config
 	host backend.Host
 	mac  kernel.MAC
-	read macs
 }
 
 func (c config) open(host backend.Host) (backend.Backend, error) {
@@ -40,10 +40,10 @@ func (c config) open(host backend.Host) (backend.Backend, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &vxlan{config: c, host: host, mac: mac, read: macs{}}, nil
+	return &vxlan{config: c, host: host, mac: mac}, nil
 }
 
-func (c config) device() string { return fmt.Sprintf("flannel.%d", c.vni) }
+func (c config) device() string { return "flannel." + strconv.Itoa(c.vni) }
 
 // deviceMAC is the MAC that the device has or will have. One that exists keeps
 // its own, as peers know it.
@@ -95,87 +95,47 @@ func (b *vxlan) MTU() int {
 	return b.host.Interface.MTU - overhead
 }
 
-func (b *vxlan) Run(ctx context.Context, own subnet.Lease, leases <-chan []subnet.Lease, synced func([]error)) error {
-	return kernel.Run(ctx, backend.Owner, leases, func(leases []subnet.Lease, view kernel.Host) (kernel.State, []error) {
-		return b.plan(own.Subnet, leases, view)
-	}, synced)
+func (b *vxlan) Run(ctx context.Context, own subnet.Lease, leases <-chan []*subnet.Lease, synced func([]error)) error {
+	return kernel.Run(ctx, backend.Owner, leases, b.newPlan(own.Subnet), synced)
 }
 
-// plan is what the kernel ought to have for a set of leases.
-func (b *vxlan) plan(own netip.Prefix, leases []subnet.Lease, view kernel.Host) (want kernel.State, faults []error) {
-	peers, faults := backend.Peers(b.host, Type, own, leases)
-	want.Local = []netip.Prefix{own}
-	want.Device = &kernel.Device{
-		Name: b.device(), MTU: b.MTU(), Addr: own.Addr(),
-		VXLAN: &kernel.VXLAN{
-			VNI: b.vni, Port: b.port, Link: b.host.Interface.Name, Source: b.host.Interface.Addr, GBP: b.gbp, MAC: b.mac,
+// newPlan returns a plan of what the kernel ought to have for a set of leases.
+func (b *vxlan) newPlan(own netip.Prefix) kernel.Plan[[]*subnet.Lease] {
+	paths := backend.Paths{Filter: backend.Filter{Host: b.host, Type: Type, Own: own}, To: b.path}
+	frame := kernel.State{
+		Local: []netip.Prefix{own},
+		Device: &kernel.Device{
+			Name: b.device(), MTU: b.MTU(), Addr: own.Addr(),
+			VXLAN: &kernel.VXLAN{
+				VNI: b.vni, Port: b.port, Link: b.host.Interface.Name, Source: b.host.Interface.Addr, GBP: b.gbp, MAC: b.mac,
+			},
 		},
 	}
-	want.Routes = make([]kernel.Route, 0, len(peers))
-	tunnels := make([]tunnel, 0, len(peers))
-	for _, l := range peers {
-		if b.directRouting && view.OnLink(l.PublicIP, b.host.Interface.Name) {
-			want.Routes = append(want.Routes, kernel.Route{Dst: l.Subnet, Via: l.PublicIP, Dev: b.host.Interface.Name})
-		} else if mac, err := b.read.of(l.BackendData, len(peers)); err != nil {
-			faults = append(faults, fmt.Errorf("leaving out the lease of %v: %w", l, err))
-		} else {
-			tunnels = append(tunnels, tunnel{l, mac})
-		}
+	return func(leases []*subnet.Lease, view kernel.Host) (want kernel.State, faults []error) {
+		want = frame
+		faults = paths.Set(&want, leases, view)
+		return want, faults
 	}
-	// The host that a MAC is found at. A host that has changed its address or
-	// subnet may have an old lease left: what was written last counts.
-	hosts := make(map[kernel.MAC]*subnet.Lease, len(tunnels))
-	for _, t := range tunnels {
-		if other := hosts[t.mac]; other == nil || other.Revision < t.Revision {
-			hosts[t.mac] = t.Lease
-		}
-	}
-	hosts[b.mac] = &subnet.Lease{Subnet: own, Attrs: subnet.Attrs{PublicIP: b.host.PublicIP}}
-	device := b.device()
-	want.Neighbours = make([]kernel.Neighbour, 0, len(tunnels))
-	want.FDB = make([]kernel.FDBEntry, 0, len(tunnels))
-	for _, t := range tunnels {
-		host := hosts[t.mac]
-		if host.PublicIP != t.PublicIP {
-			faults = append(faults, fmt.Errorf("leaving out the lease of %v: its VtepMAC %v is also that of %v; if both hosts are there, delete the device %s on one of them and restart flanneld there",
-				t.Lease, t.mac, host, device))
-			continue
-		}
-		gateway := t.Subnet.Addr()
-		want.Routes = append(want.Routes, kernel.Route{Dst: t.Subnet, Via: gateway, Dev: device, OnLink: true})
-		want.Neighbours = append(want.Neighbours, kernel.Neighbour{IP: gateway, MAC: t.mac})
-		if host == t.Lease { // one entry for a host with several leases
-			want.FDB = append(want.FDB, kernel.FDBEntry{MAC: t.mac, Dst: t.PublicIP})
-		}
-	}
-	return want, faults
 }
 
-// tunnel is a peer that is reached through VXLAN.
-type tunnel struct {
-	*subnet.Lease
-	mac kernel.MAC
-}
-
-// macs are the VTEP MACs of leases, by BackendData. A plan is made at each change
-// of one lease among thousands, and reading JSON would be most of the work.
-type macs map[string]kernel.MAC
-
-// of reads a lease's MAC. leases is how many leases there are; much more than
-// that is not kept.
-func (m macs) of(data json.RawMessage, leases int) (kernel.MAC, error) {
-	if mac, ok := m[string(data)]; ok {
-		return mac, nil
+// path is the way to a peer: direct, or through the VXLAN device.
+func (b *vxlan) path(peer *subnet.Lease, view kernel.Host) (backend.Path, error) {
+	if b.directRouting && view.OnLink(peer.PublicIP, b.host.Interface.Name) {
+		return backend.Path{Route: &kernel.Route{Dst: peer.Subnet, Via: peer.PublicIP, Dev: b.host.Interface.Name}}, nil
 	}
-	mac, err := vtepMAC(data)
+	mac, err := vtepMAC(peer.BackendData)
+	if err == nil && mac == b.mac {
+		err = fmt.Errorf("its VtepMAC %v is also this host's own; if both hosts are there, delete the device %s on one of them and restart flanneld there", mac, b.device())
+	}
 	if err != nil {
-		return mac, err
+		return backend.Path{}, fmt.Errorf("leaving out the lease of %v: %w", peer, err)
 	}
-	if len(m) > 2*leases {
-		clear(m)
-	}
-	m[string(data)] = mac
-	return mac, nil
+	gateway := peer.Subnet.Addr()
+	return backend.Path{
+		Route:     &kernel.Route{Dst: peer.Subnet, Via: gateway, Dev: b.device(), OnLink: true},
+		Neighbour: &kernel.Neighbour{IP: gateway, MAC: mac},
+		FDB:       &kernel.FDBEntry{MAC: mac, Dst: peer.PublicIP},
+	}, nil
 }
 
 func vtepMAC(data json.RawMessage) (kernel.MAC, error) {

@@ -10,12 +10,12 @@ import (
 // change is one write to the kernel.
 type change struct {
 	op
-	hop   *hop       // addHop, delHop; in setRoute the one to use, nil for none
-	route *Route     // setRoute, conflict; in addHop the first that wants it
-	old   *haveRoute // delRoute
-	neigh *Neighbour
-	fdb   *FDBEntry
-	in    *netip.Prefix // conflict: what of the host's own is in the way
+	hop   *hop         // addHop, delHop; in setRoute the one to use, nil for none
+	route *Route       // setRoute, conflict; in addHop the first that wants it
+	old   *haveRoute   // delRoute
+	neigh *Neighbour   // setNeigh, delNeigh
+	fdb   *FDBEntry    // setFDB, clearFDB, delFDB
+	in    netip.Prefix // conflict: what of the host's own is in the way
 }
 
 type op int8
@@ -36,9 +36,9 @@ const (
 )
 
 // deletes reports whether a change takes something away and adds nothing.
-func (c change) deletes() bool { return c.op >= delRoute || c.op == clearFDB }
+func (c *change) deletes() bool { return c.op >= delRoute || c.op == clearFDB }
 
-func (c change) String() string {
+func (c *change) String() string {
 	switch c.op {
 	case setNeigh:
 		return fmt.Sprintf("setting the neighbour %v", c.neigh)
@@ -58,91 +58,166 @@ func (c change) String() string {
 	return fmt.Sprintf("setting the route %v", c.route)
 }
 
-// diff lists what has to be done to get from h to want.
-func diff(want State, h *have) []change {
-	h.pass++
-	var changes []change
-	changes = diffRoutes(changes, want.Routes, want.Local, h)
-	changes = diffNeighbours(changes, want.Neighbours, h)
-	changes = diffFDB(changes, want.FDB, h)
-	slices.SortStableFunc(changes, func(a, b change) int { return cmp.Compare(a.op, b.op) })
-	return changes
+// entry is what a change is about: of each kind there is one under a key.
+type entry struct {
+	kind byte
+	key  uint64
 }
 
-func diffRoutes(changes []change, want []Route, local []netip.Prefix, h *have) []change {
-	inTheWay := ownLinks(h.links, want)
-	right, hopsUsed := 0, 0
-	use := func(is *hop) {
-		if is != nil && is.seen != h.pass {
-			is.seen = h.pass
-			hopsUsed++
+// entry is that of a change. A next hop is part of the routes through it.
+func (c *change) entry() entry {
+	switch c.op {
+	case setNeigh, delNeigh:
+		return neighEntry(c.neigh)
+	case setFDB, clearFDB, delFDB:
+		return fdbEntry(c.fdb)
+	case delRoute:
+		return routeEntry(&c.old.Route)
+	case delHop:
+		return entry{'h', uint64(c.hop.id)}
+	}
+	return routeEntry(c.route)
+}
+
+func routeEntry(r *Route) entry     { return entry{'r', uint64(slotOf(r.Dst))} }
+func neighEntry(n *Neighbour) entry { return entry{'n', uint64(keyOf(n.IP))} }
+func fdbEntry(f *FDBEntry) entry    { return entry{'f', uint64(f.MAC.key())} }
+
+// diff lists what has to be done to get from h to want, of all there is.
+func diff(want State, h *have) []change {
+	d := differ{have: h}
+	d.routes(want.Routes)
+	for dst := range h.routes {
+		d.leftRoutes(dst)
+	}
+	for _, dst := range want.Local {
+		d.leftGateways(slotOf(dst))
+	}
+	for _, r := range h.surplus {
+		d.deleteRoute(r)
+	}
+	for _, is := range h.hops.ours {
+		d.leave(is, 0)
+	}
+	d.neighbours(want.Neighbours)
+	for ip := range h.neighs {
+		d.leftNeighbour(ip)
+	}
+	d.entries(want.FDB)
+	for mac := range h.fdb {
+		d.leftEntry(mac)
+	}
+	return d.sorted()
+}
+
+// diffSince lists what has to be done to get from h to want where h is as before
+// asked for, but for what has failed: only what is not in both is looked at.
+func diffSince(before, want State, h *have) []change {
+	d := differ{have: h}
+	olds, news := apart(before.Routes, want.Routes)
+	d.routes(news)
+	for _, r := range olds {
+		d.leftRoutes(slotOf(r.Dst))
+	}
+	oldNeighs, newNeighs := apart(before.Neighbours, want.Neighbours)
+	d.neighbours(newNeighs)
+	for _, n := range oldNeighs {
+		d.leftNeighbour(keyOf(n.IP))
+	}
+	oldFDB, newFDB := apart(before.FDB, want.FDB)
+	d.entries(newFDB)
+	for _, f := range oldFDB {
+		d.leftEntry(f.MAC.key())
+	}
+	return d.sorted()
+}
+
+// apart cuts off what two lists have in common at their beginnings and ends. A
+// plan uses the same pointer for what has not changed, so that nothing behind it
+// has to be looked at.
+func apart[T any](a, b []*T) (restA, restB []*T) {
+	for len(a) > 0 && len(b) > 0 && a[0] == b[0] {
+		a, b = a[1:], b[1:]
+	}
+	for len(a) > 0 && len(b) > 0 && a[len(a)-1] == b[len(b)-1] {
+		a, b = a[:len(a)-1], b[:len(b)-1]
+	}
+	return a, b
+}
+
+// differ gathers changes.
+type differ struct {
+	have    *have
+	changes []change
+
+	// What of the wanted was looked at, and is not left over then.
+	wantedRoutes map[slot]bool
+	wantedNeighs map[ip4]bool
+	wantedFDB    map[mac48]bool
+	// users are how many more routes will go through a hop afterwards.
+	users map[*hop]int
+}
+
+func (d *differ) add(c change) { d.changes = append(d.changes, c) }
+
+// sorted ends the gathering.
+func (d *differ) sorted() []change {
+	for is, more := range d.users {
+		if is.users+more == 0 {
+			d.add(change{op: delHop, hop: is})
 		}
 	}
-	for i := range want {
-		r := &want[i]
-		first := h.routes[slotOf(r.Dst)]
-		if first != nil {
-			first.seen = h.pass
+	slices.SortStableFunc(d.changes, func(a, b change) int { return cmp.Compare(a.op, b.op) })
+	return d.changes
+}
+
+// leave says that so many more routes will go through a hop.
+func (d *differ) leave(is *hop, more int) {
+	if is != nil {
+		if d.users == nil {
+			d.users = map[*hop]int{}
 		}
+		d.users[is] += more
+	}
+}
+
+func (d *differ) deleteRoute(r *haveRoute) {
+	d.leave(r.hop, -1)
+	d.add(change{op: delRoute, old: r})
+}
+
+// routes looks at wanted routes and all that is in their slots.
+func (d *differ) routes(want []*Route) {
+	d.wantedRoutes = make(map[slot]bool, len(want))
+	for _, r := range want {
+		dst := slotOf(r.Dst)
+		d.wantedRoutes[dst] = true
+		first := d.have.routes[dst]
 		stays, foreigner := pick(first, r)
-		obstacle := inTheWay[r.Dst]
-		if obstacle == nil && stays == nil && foreigner {
-			obstacle = &r.Dst
+		// The host is itself on a link that is a part of the destination, whatever
+		// the State says: a route through a gateway would take the host's own
+		// neighbours away from it.
+		link, taken := d.have.linked[dst]
+		taken = taken && r.Via.IsValid()
+		if !taken && stays == nil && foreigner {
+			link, taken = r.Dst, true
 		}
 		switch {
-		case obstacle != nil:
-			changes = append(changes, change{op: conflict, route: r, in: obstacle})
+		case taken:
+			d.add(change{op: conflict, route: r, in: link})
 			stays = nil
-		case stays != nil:
-			use(stays.hop)
-			right++
-		default:
-			c := change{op: setRoute, route: r}
-			if r.Via.IsValid() && !h.hops.none {
-				fresh := false
-				if c.hop, fresh = h.hops.find(r.way()); fresh {
-					changes = append(changes, change{op: addHop, route: r, hop: c.hop})
-				}
-				use(c.hop)
+		case stays == nil:
+			d.setRoute(r)
+			if stays = first; first != nil { // its place is taken
+				d.leave(first.hop, -1)
 			}
-			changes = append(changes, c)
-			stays = first // its place is taken
 		}
 		for t := first; t != nil; t = t.next {
-			if t != stays && (t.claim == ours || t.claim == free && obstacle == nil) {
-				changes = append(changes, change{op: delRoute, old: t})
+			if t != stays && (t.claim == ours || t.claim == free && !taken) {
+				d.deleteRoute(t)
 			}
 		}
 	}
-	for _, dst := range local {
-		if first := h.routes[slotOf(dst)]; first != nil && first.seen != h.pass {
-			for t := first; t != nil; t = t.next {
-				if t.claim == free && t.Via.IsValid() {
-					changes = append(changes, change{op: delRoute, old: t})
-				}
-			}
-		}
-	}
-	if right < h.ourRoutes {
-		for _, first := range h.routes {
-			for t := first; t != nil && first.seen != h.pass; t = t.next {
-				if t.claim == ours {
-					changes = append(changes, change{op: delRoute, old: t})
-				}
-			}
-		}
-	}
-	for _, t := range h.surplus {
-		changes = append(changes, change{op: delRoute, old: t})
-	}
-	if hopsUsed < len(h.hops.ours) {
-		for _, is := range h.hops.ours {
-			if is.seen != h.pass {
-				changes = append(changes, change{op: delHop, hop: is})
-			}
-		}
-	}
-	return changes
 }
 
 // pick finds the route among those to one destination that is as wanted, and
@@ -157,79 +232,71 @@ func pick(first *haveRoute, r *Route) (right *haveRoute, foreigner bool) {
 	return right, foreigner
 }
 
-// ownLinks finds, for each wanted route through a gateway, a link of the host's
-// own that is a part of its destination, or all of it. The host is itself there,
-// whatever the State says: such a route would take the host's neighbours away
-// from it.
-func ownLinks(links []netip.Prefix, want []Route) map[netip.Prefix]*netip.Prefix {
-	found := map[netip.Prefix]*netip.Prefix{}
-	if len(links) == 0 {
-		return found
-	}
-	inside := map[netip.Prefix]*netip.Prefix{} // of what a link is inside
-	for i := range links {
-		for bits := links[i].Bits(); bits > 0; bits-- {
-			inside[netip.PrefixFrom(links[i].Addr(), bits).Masked()] = &links[i]
+func (d *differ) setRoute(r *Route) {
+	c := change{op: setRoute, route: r}
+	if r.Via.IsValid() && !d.have.hops.none {
+		fresh := false
+		if c.hop, fresh = d.have.hops.find(r.way()); fresh {
+			d.add(change{op: addHop, route: r, hop: c.hop})
 		}
+		d.leave(c.hop, 1)
 	}
-	for i := range want {
-		if link := inside[want[i].Dst]; link != nil && want[i].Via.IsValid() {
-			found[want[i].Dst] = link
-		}
-	}
-	return found
+	d.add(c)
 }
 
-func diffNeighbours(changes []change, want []Neighbour, h *have) []change {
-	right := 0
-	for i := range want {
-		n := &want[i]
-		if h.neighs[keyOf(n.IP)] == (haveNeighbour{n.MAC, true}) {
-			right++
-		} else {
-			changes = append(changes, change{op: setNeigh, neigh: n})
+// leftRoutes deletes those of ours in a slot that nobody wants.
+func (d *differ) leftRoutes(dst slot) {
+	for t := d.have.routes[dst]; t != nil && !d.wantedRoutes[dst]; t = t.next {
+		if t.claim == ours {
+			d.deleteRoute(t)
 		}
 	}
-	if right == h.permanent { // those that are not permanent are the kernel's own business
-		return changes
-	}
-	wanted := make(map[ip4]bool, len(want))
-	for i := range want {
-		wanted[keyOf(want[i].IP)] = true
-	}
-	for ip, t := range h.neighs {
-		if t.permanent && !wanted[ip] {
-			changes = append(changes, change{op: delNeigh, neigh: &Neighbour{ip.addr(), t.mac}})
-		}
-	}
-	return changes
 }
 
-func diffFDB(changes []change, want []FDBEntry, h *have) []change {
-	right := 0
-	for i := range want {
-		f := &want[i]
-		there, ok := h.fdb[f.MAC.key()]
+// leftGateways deletes nobody's routes through a gateway to a destination on
+// this host itself, see State.Local.
+func (d *differ) leftGateways(dst slot) {
+	for t := d.have.routes[dst]; t != nil && !d.wantedRoutes[dst]; t = t.next {
+		if t.claim == free && t.Via.IsValid() {
+			d.deleteRoute(t)
+		}
+	}
+}
+
+func (d *differ) neighbours(want []*Neighbour) {
+	d.wantedNeighs = make(map[ip4]bool, len(want))
+	for _, n := range want {
+		d.wantedNeighs[keyOf(n.IP)] = true
+		if d.have.neighs[keyOf(n.IP)] != (haveNeighbour{n.MAC, true}) {
+			d.add(change{op: setNeigh, neigh: n})
+		}
+	}
+}
+
+func (d *differ) leftNeighbour(ip ip4) {
+	// Those that are not permanent are the kernel's own business.
+	if t := d.have.neighs[ip]; t.permanent && !d.wantedNeighs[ip] {
+		d.add(change{op: delNeigh, neigh: &Neighbour{ip.addr(), t.mac}})
+	}
+}
+
+func (d *differ) entries(want []*FDBEntry) {
+	d.wantedFDB = make(map[mac48]bool, len(want))
+	for _, f := range want {
+		d.wantedFDB[f.MAC.key()] = true
+		there, ok := d.have.fdb[f.MAC.key()]
 		if ok && there == (haveFDB{dst: keyOf(f.Dst)}) {
-			right++
 			continue
 		}
 		if there.many {
-			changes = append(changes, change{op: clearFDB, fdb: f})
+			d.add(change{op: clearFDB, fdb: f})
 		}
-		changes = append(changes, change{op: setFDB, fdb: f})
+		d.add(change{op: setFDB, fdb: f})
 	}
-	if right == len(h.fdb) {
-		return changes
+}
+
+func (d *differ) leftEntry(mac mac48) {
+	if _, ok := d.have.fdb[mac]; ok && !d.wantedFDB[mac] {
+		d.add(change{op: delFDB, fdb: &FDBEntry{MAC: mac.mac()}})
 	}
-	wanted := make(map[mac48]bool, len(want))
-	for i := range want {
-		wanted[want[i].MAC.key()] = true
-	}
-	for mac := range h.fdb {
-		if !wanted[mac] {
-			changes = append(changes, change{op: delFDB, fdb: &FDBEntry{MAC: mac.mac()}})
-		}
-	}
-	return changes
 }

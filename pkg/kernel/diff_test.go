@@ -75,9 +75,20 @@ var claims = map[claim]string{ours: "own", free: "free", foreign: "foreign"}
 func there(routes ...string) *have {
 	h := newHave()
 	for _, r := range haveRoutes(routes...) {
+		if id := r.raw.NextHop; id != 0 {
+			r.hop = h.hops.add(id, r.way())
+		}
 		h.addRoute(r)
 	}
 	return &h
+}
+
+// pointers are to copies of what is in a list.
+func pointers[T any](list []T) (all []*T) {
+	for _, e := range list {
+		all = append(all, &e)
+	}
+	return all
 }
 
 func describe(changes []change) (lines []string) {
@@ -149,7 +160,8 @@ func TestDiffRoutes(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			var want State
 			for _, text := range test.want {
-				want.Routes = append(want.Routes, route(text))
+				r := route(text)
+				want.Routes = append(want.Routes, &r)
 			}
 			h := there(test.have...)
 			h.surplus = haveRoutes(test.surplus...)
@@ -185,9 +197,9 @@ func TestDiffNeighbours(t *testing.T) {
 		t.Run(test.name, func(t *testing.T) {
 			h := newHave()
 			if test.have != nil {
-				h.setNeighbour(a, *test.have)
+				h.neighs[keyOf(a)] = *test.have
 			}
-			if d := cmp.Diff(test.changes, describe(diff(State{Neighbours: test.want}, &h))); d != "" {
+			if d := cmp.Diff(test.changes, describe(diff(State{Neighbours: pointers(test.want)}, &h))); d != "" {
 				t.Errorf("changes (-want +got):\n%s", d)
 			}
 		})
@@ -217,7 +229,7 @@ func TestDiffFDB(t *testing.T) {
 			for _, e := range test.have {
 				h.addFDB(rtnl.FDBEntry{MAC: e.MAC, Dst: e.Dst})
 			}
-			if d := cmp.Diff(test.changes, describe(diff(State{FDB: test.want}, &h))); d != "" {
+			if d := cmp.Diff(test.changes, describe(diff(State{FDB: pointers(test.want)}, &h))); d != "" {
 				t.Errorf("changes (-want +got):\n%s", d)
 			}
 		})
@@ -228,13 +240,12 @@ func TestDiffFDB(t *testing.T) {
 // peer's old place is taken back to front.
 func TestDiffOrder(t *testing.T) {
 	want := State{
-		Routes:     []Route{route("10.1.2.0/24 via 10.1.2.0 dev flannel.1 onlink"), route("10.1.4.0/24 via 10.1.4.0 dev flannel.1 onlink")},
-		Neighbours: []Neighbour{{ip("10.1.2.0"), mac1}},
-		FDB:        []FDBEntry{{mac1, ip("192.0.2.1")}},
+		Routes:     pointers([]Route{route("10.1.2.0/24 via 10.1.2.0 dev flannel.1 onlink"), route("10.1.4.0/24 via 10.1.4.0 dev flannel.1 onlink")}),
+		Neighbours: []*Neighbour{{ip("10.1.2.0"), mac1}},
+		FDB:        []*FDBEntry{{mac1, ip("192.0.2.1")}},
 	}
 	h := there("own 10.1.3.0/24 nhid 7 via 10.1.3.0 dev flannel.1 onlink", "foreign 10.1.4.0/24 dev eth0")
-	h.hops.add(7, way{ip("10.1.3.0"), "flannel.1", true})
-	h.setNeighbour(ip("10.1.3.0"), haveNeighbour{mac2, true})
+	h.neighs[keyOf(ip("10.1.3.0"))] = haveNeighbour{mac2, true}
 	h.addFDB(rtnl.FDBEntry{MAC: mac1, Dst: ip("192.0.2.8")})
 	h.addFDB(rtnl.FDBEntry{MAC: mac1, Dst: ip("192.0.2.9")})
 	h.addFDB(rtnl.FDBEntry{MAC: mac2, Dst: ip("192.0.2.2")})
@@ -345,20 +356,22 @@ func TestDiffProperty(t *testing.T) {
 		once := func(key any) bool { was := seen[key]; seen[key] = true; return !was }
 		some(7, func() {
 			if d := dst(); once(d) {
-				want.Routes = append(want.Routes, randomRoute(d))
+				route := randomRoute(d)
+				want.Routes = append(want.Routes, &route)
 			}
 		})
 		some(5, func() {
 			if n := (Neighbour{addr(), mac()}); once(n.IP) {
-				want.Neighbours = append(want.Neighbours, n)
+				want.Neighbours = append(want.Neighbours, &n)
 			}
 		})
 		some(5, func() {
 			if f := (FDBEntry{mac(), addr()}); once(f.MAC) {
-				want.FDB = append(want.FDB, f)
+				want.FDB = append(want.FDB, &f)
 			}
 		})
 		h := newHave()
+		var links []netip.Prefix
 		h.hops.none = r.IntN(4) == 0
 		if !h.hops.none {
 			some(4, func() {
@@ -373,7 +386,7 @@ func TestDiffProperty(t *testing.T) {
 		some(10, func() { h.addRoute(hold(claim(r.IntN(3)))) })
 		for _, w := range want.Routes { // some of it is right already
 			if r.IntN(3) == 0 {
-				right := &haveRoute{Route: w, claim: ours}
+				right := &haveRoute{Route: *w, claim: ours}
 				if !h.hops.none && r.IntN(2) == 0 {
 					id := firstHop + 100 + uint32(r.IntN(100))
 					for h.hops.ours[id] != nil {
@@ -384,9 +397,12 @@ func TestDiffProperty(t *testing.T) {
 				h.addRoute(right)
 			}
 		}
-		some(3, func() { h.surplus = append(h.surplus, hold(ours)) })
-		some(3, func() { h.links = append(h.links, netip.PrefixFrom(dst().Addr(), 16+r.IntN(3))) })
-		some(6, func() { h.setNeighbour(addr(), haveNeighbour{mac(), r.IntN(2) == 0}) })
+		some(3, func() { h.addSurplus(hold(ours)) })
+		some(3, func() {
+			links = append(links, netip.PrefixFrom(dst().Addr(), 16+r.IntN(3)))
+			h.addLink(links[len(links)-1])
+		})
+		some(6, func() { h.neighs[keyOf(addr())] = haveNeighbour{mac(), r.IntN(2) == 0} })
 		some(8, func() { h.addFDB(rtnl.FDBEntry{MAC: mac(), Dst: addr(), Other: r.IntN(5) == 0}) })
 
 		all := func() (routes []*haveRoute) {
@@ -418,12 +434,24 @@ func TestDiffProperty(t *testing.T) {
 		}
 		before += fmt.Sprintf("want %v", want)
 		linked := map[netip.Prefix]bool{}
-		for _, l := range h.links {
+		for _, l := range links {
 			linked[netip.PrefixFrom(l.Addr(), 16).Masked()] = true
 		}
 		foreignBefore := foreignRoutes()
 
 		obey(t, &h, diff(want, &h))
+		if r.IntN(2) == 0 { // and then another state
+			var next State
+			next.Routes = edited(r, want.Routes, func() *Route { route := randomRoute(dst()); return &route }, func(r *Route) any { return r.Dst })
+			next.Neighbours = edited(r, want.Neighbours, func() *Neighbour { return &Neighbour{addr(), mac()} }, func(n *Neighbour) any { return n.IP })
+			next.FDB = edited(r, want.FDB, func() *FDBEntry { return &FDBEntry{mac(), addr()} }, func(f *FDBEntry) any { return f.MAC })
+			before += fmt.Sprintf("\nthen %v", next)
+			obey(t, &h, diffSince(want, next, &h))
+			for _, w := range want.Routes {
+				delete(freeBefore, w.Dst) // they have given way
+			}
+			want = next
+		}
 
 		fail := func(format string, args ...any) {
 			t.Helper()
@@ -434,7 +462,7 @@ func TestDiffProperty(t *testing.T) {
 		}
 		wanted := map[netip.Prefix]Route{}
 		for _, w := range want.Routes {
-			wanted[w.Dst] = w
+			wanted[w.Dst] = *w
 		}
 		own, nobodys, used := map[netip.Prefix]int{}, map[netip.Prefix]int{}, map[*hop]bool{}
 		for _, r := range all() {
@@ -502,6 +530,31 @@ func TestDiffProperty(t *testing.T) {
 	}
 }
 
+// edited is a list with some entries left out, some replaced and some added;
+// those that stay are the same pointers in the same order.
+func edited[T any](r *rand.Rand, list []*T, fresh func() *T, key func(*T) any) (next []*T) {
+	seen := map[any]bool{}
+	add := func(e *T) {
+		if !seen[key(e)] {
+			seen[key(e)] = true
+			next = append(next, e)
+		}
+	}
+	for _, e := range list {
+		switch r.IntN(6) {
+		case 0:
+		case 1:
+			add(fresh())
+		case 2:
+			add(fresh())
+			fallthrough
+		default:
+			add(e)
+		}
+	}
+	return next
+}
+
 func BenchmarkDiff(b *testing.B) {
 	// 8,000 peers, all as they ought to be: what each notification costs.
 	var want State
@@ -510,10 +563,10 @@ func BenchmarkDiff(b *testing.B) {
 		a, m := netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), MAC{2, 0, 0, 0, byte(i >> 8), byte(i)}
 		r := Route{Dst: netip.PrefixFrom(a, 24), Via: a, Dev: "flannel.1", OnLink: true}
 		n, f := Neighbour{a, m}, FDBEntry{m, a}
-		want.Routes, want.Neighbours, want.FDB = append(want.Routes, r), append(want.Neighbours, n), append(want.FDB, f)
+		want.Routes, want.Neighbours, want.FDB = append(want.Routes, &r), append(want.Neighbours, &n), append(want.FDB, &f)
 		hop, _ := h.hops.find(r.way())
 		h.addRoute(&haveRoute{Route: r, hop: hop})
-		h.setNeighbour(a, haveNeighbour{m, true})
+		h.neighs[keyOf(a)] = haveNeighbour{m, true}
 		h.addFDB(rtnl.FDBEntry{MAC: m, Dst: a})
 	}
 	b.ReportAllocs()

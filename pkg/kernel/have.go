@@ -3,15 +3,13 @@ package kernel
 import (
 	"encoding/binary"
 	"net/netip"
+	"slices"
 
 	"flanneld/pkg/rtnl"
 )
 
 // have is what the kernel has, as far as it is ours or in our way: as it was
 // read, and since then brought up to date with each write that succeeded.
-//
-// All of it is looked at for each change in the State, of which there are many
-// thousand entries. So keys are small numbers, and who looks leaves stamps.
 type have struct {
 	// routes are those in the slots State can fill: main table, no metric. There
 	// may be several to one destination: here is the first, which the kernel
@@ -19,20 +17,17 @@ type have struct {
 	routes map[slot]*haveRoute
 	// surplus are ours, but not in such a slot.
 	surplus []*haveRoute
-	// links are destinations on links of the host's own.
-	links []netip.Prefix
-	hops  hops
+	// linked has the destinations that a link of the host's own is a part of, or
+	// all of, and that link.
+	linked map[slot]netip.Prefix
+	hops   hops
 	// neighs and fdb are those of State.Device.
 	neighs map[ip4]haveNeighbour
 	fdb    map[mac48]haveFDB
-
-	// ourRoutes and permanent count what is to be deleted if nobody wants it.
-	ourRoutes, permanent int
-	// pass is the stamp of the latest comparison.
-	pass uint32
 }
 
-// slot is a destination, ip4 an address, mac48 a MAC, as keys of large maps.
+// slot is a destination, ip4 an address, mac48 a MAC, as keys of large maps:
+// small, and without pointers for the garbage collector to follow.
 type (
 	slot  uint64
 	ip4   uint32
@@ -67,7 +62,6 @@ type haveRoute struct {
 	hop   *hop       // the one of ours that it goes through, if it does
 	raw   rtnl.Route // what to ask the kernel to delete
 	next  *haveRoute // to the same destination
-	seen  uint32     // in the slot's first: the pass in which its destination was wanted
 }
 
 // claim says whose a route is.
@@ -98,22 +92,16 @@ type haveFDB struct {
 func newHave() have {
 	return have{
 		routes: map[slot]*haveRoute{},
+		linked: map[slot]netip.Prefix{},
 		hops:   hops{ours: map[uint32]*hop{}, byWay: map[way]*hop{}, taken: map[uint32]bool{}},
 		neighs: map[ip4]haveNeighbour{},
 		fdb:    map[mac48]haveFDB{},
 	}
 }
 
-// count keeps ourRoutes: by is 1 for a route that has come, -1 for one gone.
-func (h *have) count(r *haveRoute, by int) {
-	if r.claim == ours {
-		h.ourRoutes += by
-	}
-}
-
 // addRoute adds a route after those to the same destination.
 func (h *have) addRoute(r *haveRoute) {
-	h.count(r, 1)
+	r.hop.use(1)
 	first := h.routes[slotOf(r.Dst)]
 	if first == nil {
 		h.routes[slotOf(r.Dst)] = r
@@ -125,12 +113,18 @@ func (h *have) addRoute(r *haveRoute) {
 	first.next = r
 }
 
+// addSurplus adds a route of ours that is in no slot.
+func (h *have) addSurplus(r *haveRoute) {
+	r.hop.use(1)
+	h.surplus = append(h.surplus, r)
+}
+
 // replaceRoute puts r where the kernel puts one that replaces: in the place of
 // the first to its destination.
 func (h *have) replaceRoute(r *haveRoute) {
-	h.count(r, 1)
+	r.hop.use(1)
 	if first := h.routes[slotOf(r.Dst)]; first != nil {
-		h.count(first, -1)
+		first.hop.use(-1)
 		r.next = first.next
 	}
 	h.routes[slotOf(r.Dst)] = r
@@ -138,13 +132,11 @@ func (h *have) replaceRoute(r *haveRoute) {
 
 // dropRoute forgets a route that was deleted.
 func (h *have) dropRoute(gone *haveRoute) {
-	for i, r := range h.surplus {
-		if r == gone {
-			h.surplus = append(h.surplus[:i], h.surplus[i+1:]...)
-			return
-		}
+	gone.hop.use(-1)
+	if i := slices.Index(h.surplus, gone); i >= 0 {
+		h.surplus = slices.Delete(h.surplus, i, i+1)
+		return
 	}
-	h.count(gone, -1)
 	first := h.routes[slotOf(gone.Dst)]
 	switch {
 	case first == gone && gone.next == nil:
@@ -161,20 +153,11 @@ func (h *have) dropRoute(gone *haveRoute) {
 	}
 }
 
-// setNeighbour notes what the neighbour table has for an address.
-func (h *have) setNeighbour(ip netip.Addr, n haveNeighbour) {
-	h.dropNeighbour(ip)
-	h.neighs[keyOf(ip)] = n
-	if n.permanent {
-		h.permanent++
+// addLink notes that the host is itself on a link.
+func (h *have) addLink(link netip.Prefix) {
+	for bits := link.Bits(); bits > 0; bits-- {
+		h.linked[slotOf(netip.PrefixFrom(link.Addr(), bits).Masked())] = link
 	}
-}
-
-func (h *have) dropNeighbour(ip netip.Addr) {
-	if h.neighs[keyOf(ip)].permanent {
-		h.permanent--
-	}
-	delete(h.neighs, keyOf(ip))
 }
 
 // addFDB adds an entry that was read.
@@ -220,7 +203,13 @@ type hops struct {
 type hop struct {
 	id uint32
 	way
-	seen uint32 // the pass in which a wanted route was found to use it
+	users int // the routes through it
+}
+
+func (is *hop) use(by int) {
+	if is != nil {
+		is.users += by
+	}
 }
 
 // firstHop is where the IDs of ours begin: far from where others count up from.

@@ -1,17 +1,20 @@
 package kernel
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 )
 
 // Host is what the kernel's main table says of the world without the routes
 // that are ours: enough to tell which addresses share a link with this host.
-// The zero value knows no route.
-type Host struct {
-	routes map[netip.Prefix]HostRoute
-	bits   []int           // the lengths among routes, longest first
-	devs   map[string]bool // the interfaces among routes
+// The zero value knows no route. Two that are equal by == say the same.
+type Host struct{ *hostRoutes }
+
+type hostRoutes struct {
+	to   map[netip.Prefix]HostRoute
+	bits []int           // the lengths among them, longest first
+	devs map[string]bool // the interfaces among them
 }
 
 // HostRoute is a route of the host's own, as far as it matters to Host.
@@ -27,7 +30,7 @@ type HostRoute struct {
 // NewHost is a Host with these routes. Plans get theirs from Run; this is for
 // their tests.
 func NewHost(routes ...HostRoute) Host {
-	var h Host
+	h := Host{&hostRoutes{to: map[netip.Prefix]HostRoute{}, devs: map[string]bool{}}}
 	for _, r := range routes {
 		h.add(r)
 	}
@@ -36,15 +39,12 @@ func NewHost(routes ...HostRoute) Host {
 
 // add takes a route into account. Of several to one destination the kernel uses
 // the one of lowest metric.
-func (h *Host) add(r HostRoute) {
-	if h.routes == nil {
-		h.routes, h.devs = map[netip.Prefix]HostRoute{}, map[string]bool{}
-	}
+func (h *hostRoutes) add(r HostRoute) {
 	h.devs[r.Dev] = true
-	if old, ok := h.routes[r.Dst]; ok && old.Metric <= r.Metric {
+	if old, ok := h.to[r.Dst]; ok && old.Metric <= r.Metric {
 		return
 	}
-	h.routes[r.Dst] = r
+	h.to[r.Dst] = r
 	i, ok := slices.BinarySearchFunc(h.bits, r.Dst.Bits(), func(a, b int) int { return b - a })
 	if !ok {
 		h.bits = slices.Insert(h.bits, i, r.Dst.Bits())
@@ -54,12 +54,20 @@ func (h *Host) add(r HostRoute) {
 // OnLink reports whether addr is on the link of the interface dev: whether the
 // host's own routes send packets for it out of dev without a gateway.
 func (h Host) OnLink(addr netip.Addr, dev string) bool {
+	if h.hostRoutes == nil {
+		return false
+	}
 	for _, n := range h.bits {
 		if p, err := addr.Prefix(n); err == nil {
-			if r, ok := h.routes[p]; ok {
+			if r, ok := h.to[p]; ok {
 				return r.OnLink && r.Dev == dev
 			}
 		}
 	}
 	return false
+}
+
+// same reports whether two say the same, though they may be two readings.
+func (h Host) same(other Host) bool {
+	return h == other || h.hostRoutes != nil && other.hostRoutes != nil && maps.Equal(h.to, other.to) && maps.Equal(h.devs, other.devs)
 }

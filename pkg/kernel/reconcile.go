@@ -3,6 +3,7 @@ package kernel
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -21,8 +22,14 @@ const (
 	// bursts, our own writes among them, which netlink reports back to us.
 	settle = 20 * time.Millisecond
 	// settleShare keeps comparisons of large tables from taking all of a core:
-	// the pause is this many times what the last one took.
+	// the pause is this many times what the last one took, but no longer than
+	// settleMost: what took long may have been the kernel, busy with others.
 	settleShare = 4
+	settleMost  = 500 * time.Millisecond
+	// lookAgain is when the tables are read once more after something has changed
+	// in the kernel. It tells that a link goes down before it takes the link's
+	// routes away, and says nothing when it does.
+	lookAgain = 500 * time.Millisecond
 	// compareEvery is for what netlink might not have told.
 	compareEvery = time.Minute
 )
@@ -74,6 +81,7 @@ func Run[T any](ctx context.Context, owner Owner, inputs <-chan T, plan Plan[T],
 	g.Go(func() error {
 		retry := backoff.NewExponentialBackOff()
 		retry.InitialInterval, retry.MaxInterval = 500*time.Millisecond, 30*time.Second
+		told := false // that something has changed in the kernel
 		for first := true; ; first = false {
 			begin := time.Now()
 			faults, failed, whole := r.compare(input)
@@ -85,12 +93,19 @@ func Run[T any](ctx context.Context, owner Owner, inputs <-chan T, plan Plan[T],
 			took := time.Since(begin)
 
 			next := compareEvery
-			if len(failed) > 0 {
-				next = retry.NextBackOff()
-			} else {
+			switch {
+			case len(failed) == 0:
 				retry.Reset()
+			case r.freed: // there may be room now for what there was none for
+				next = settle
+			default:
+				next = retry.NextBackOff()
+			}
+			if told {
+				next = min(next, lookAgain)
 			}
 			again := time.NewTimer(next)
+			told = false
 			for due := false; !due; {
 				select {
 				case <-ctx.Done():
@@ -104,7 +119,7 @@ func Run[T any](ctx context.Context, owner Owner, inputs <-chan T, plan Plan[T],
 				case <-ctx.Done():
 					again.Stop()
 					return nil
-				case <-time.After(max(settle, settleShare*took) - time.Since(begin)):
+				case <-time.After(min(max(settle, settleShare*took), settleMost) - time.Since(begin)):
 				}
 				// Take what has come meanwhile into the same comparison.
 				select {
@@ -112,8 +127,8 @@ func Run[T any](ctx context.Context, owner Owner, inputs <-chan T, plan Plan[T],
 					due = true
 				default:
 				}
-				if told := r.watcher.take(); told.contradicts(&r.have, r.device, r.index, &r.table, r.matters) {
-					due, r.stale = true, true
+				if news := r.watcher.take(); news.contradicts(&r.have, r.device, r.index, &r.table, r.matters) {
+					due, r.stale, told = true, true, true
 				}
 			}
 			again.Stop()
@@ -139,10 +154,12 @@ type reconciler[T any] struct {
 	// devs are the interfaces that the last State names.
 	devs map[string]bool
 
-	// refused are the changes that the kernel has refused since the tables were
-	// last read, by their text.
-	refused map[string]error
-	said    map[string]bool
+	// want is the last State. Since then have is as it asks for, but for what
+	// has failed.
+	want   State
+	failed map[entry]error
+	freed  bool // the last comparison has taken something away
+	said   map[string]bool
 }
 
 // say logs what was not said last time.
@@ -164,7 +181,9 @@ func (r *reconciler[T]) say(faults, failed []error) {
 
 // matters reports whether the routes there are and ought to be hang on an
 // interface.
-func (r *reconciler[T]) matters(dev string) bool { return r.devs[dev] || r.host.devs[dev] }
+func (r *reconciler[T]) matters(dev string) bool {
+	return r.devs[dev] || r.host.hostRoutes != nil && r.host.devs[dev]
+}
 
 // compare makes one comparison and puts right what is wrong. Of what has failed,
 // whole is what concerns more than an entry: the device, or reading the tables.
@@ -174,7 +193,8 @@ func (r *reconciler[T]) compare(input T) (faults, failed []error, whole error) {
 		want, faults = r.plan(input, r.host)
 		r.stale = !sameDevice(want.Device, r.device)
 	}
-	if r.stale {
+	all := r.stale
+	if all {
 		var err error
 		if want, faults, whole, err = r.read(input); err != nil {
 			return faults, []error{err}, err
@@ -190,20 +210,45 @@ func (r *reconciler[T]) compare(input T) (faults, failed []error, whole error) {
 		}
 		want.Routes, want.Neighbours, want.FDB = without(want.Routes, want.Device.Name), nil, nil
 	}
-	changes := r.untried(diff(want, &r.have), func(err error) { failed = append(failed, err) })
-	done, err := r.apply(changes, &r.have, r.index, func(c change, err error) {
-		failed = append(failed, err)
-		r.refused[c.String()] = err
-	})
+	var changes []change
+	if all {
+		r.failed = map[entry]error{}
+		changes = diff(want, &r.have)
+	} else {
+		r.forget(want)
+		changes = diffSince(r.want, want, &r.have)
+	}
+	done, err := r.apply(changes, &r.have, r.index, func(c *change, err error) { r.failed[c.entry()] = err })
 	if err != nil {
 		r.stale = true
 		return faults, append(failed, err), err
 	}
+	r.want = want
+	r.freed = done[delRoute]+done[delNeigh]+done[delFDB]+done[delHop] > 0
 	if len(done) > 0 {
 		klog.V(1).Infof("Changed in the kernel: %d routes set and %d deleted, %d neighbours and %d, %d FDB entries and %d",
 			done[setRoute], done[delRoute], done[setNeigh], done[delNeigh], done[setFDB], done[clearFDB]+done[delFDB])
 	}
+	failed = slices.AppendSeq(failed, maps.Values(r.failed))
+	slices.SortFunc(failed, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
 	return faults, failed, whole
+}
+
+// forget forgets failures of what is no longer wanted as it was.
+func (r *reconciler[T]) forget(want State) {
+	if len(r.failed) == 0 {
+		return
+	}
+	forgetApart(r.failed, r.want.Routes, want.Routes, routeEntry)
+	forgetApart(r.failed, r.want.Neighbours, want.Neighbours, neighEntry)
+	forgetApart(r.failed, r.want.FDB, want.FDB, fdbEntry)
+}
+
+func forgetApart[E any](failed map[entry]error, before, now []*E, of func(*E) entry) {
+	before, now = apart(before, now)
+	for _, e := range slices.Concat(before, now) {
+		delete(failed, of(e))
+	}
 }
 
 // read reads all tables, works out the State and makes its device what it ought
@@ -214,10 +259,14 @@ func (r *reconciler[T]) read(input T) (want State, faults []error, device, err e
 	if err != nil {
 		return want, nil, nil, err
 	}
-	if r.have, r.host, err = r.readRoutes(); err != nil {
+	h, host, err := r.readRoutes()
+	if err != nil {
 		return want, nil, nil, err
 	}
-	r.refused = map[string]error{}
+	r.have = h
+	if !host.same(r.host) {
+		r.host = host // a plan that knows r.host need not look at all peers again
+	}
 	want, faults = r.plan(input, r.host)
 	r.devs = want.devices()
 
@@ -235,36 +284,12 @@ func (r *reconciler[T]) read(input T) (want State, faults []error, device, err e
 	return want, faults, device, err
 }
 
-// untried leaves out the changes that the kernel has refused since the tables
-// were last read: they are tried again after a while, not at each input. It
-// calls failed with what the kernel said of each.
-func (r *reconciler[T]) untried(changes []change, failed func(error)) []change {
-	if len(r.refused) == 0 {
-		return changes
-	}
-	return slices.DeleteFunc(changes, func(c change) bool {
-		if c.op == addHop {
-			set := change{op: setRoute, route: c.route}
-			if r.refused[set.String()] == nil {
-				return false
-			}
-			r.have.hops.drop(c.hop)
-			return true
-		}
-		err := r.refused[c.String()]
-		if err != nil {
-			failed(err)
-		}
-		return err != nil
-	})
-}
-
 // sentence begins an error's text as a line of the log begins.
 func sentence(text string) string { return strings.ToUpper(text[:1]) + text[1:] }
 
 // without leaves out the routes on a device that is not there.
-func without(routes []Route, dev string) []Route {
-	var rest []Route
+func without(routes []*Route, dev string) []*Route {
+	var rest []*Route
 	for _, r := range routes {
 		if r.Dev != dev {
 			rest = append(rest, r)

@@ -72,11 +72,11 @@ func vxlanState(t *testing.T, h *lab.Host, peers int) State {
 	}}
 	for i := 2; i < 2+peers; i++ {
 		a, m := netip.AddrFrom4([4]byte{10, 1, byte(i), 0}), MAC{2, 0, 0, 0, 1, byte(i)}
-		s.Routes = append(s.Routes, Route{Dst: netip.PrefixFrom(a, 24), Via: a, Dev: "flannel.1", OnLink: true})
-		s.Neighbours = append(s.Neighbours, Neighbour{IP: a, MAC: m})
-		s.FDB = append(s.FDB, FDBEntry{MAC: m, Dst: netip.AddrFrom4([4]byte{172, 16, 17, byte(i)})})
+		s.Routes = append(s.Routes, &Route{Dst: netip.PrefixFrom(a, 24), Via: a, Dev: "flannel.1", OnLink: true})
+		s.Neighbours = append(s.Neighbours, &Neighbour{IP: a, MAC: m})
+		s.FDB = append(s.FDB, &FDBEntry{MAC: m, Dst: netip.AddrFrom4([4]byte{172, 16, 17, byte(i)})})
 	}
-	s.Routes = append(s.Routes, Route{Dst: pfx("10.1.100.0/24"), Via: ip("172.16.16.100"), Dev: "eth0"})
+	s.Routes = append(s.Routes, &Route{Dst: pfx("10.1.100.0/24"), Via: ip("172.16.16.100"), Dev: "eth0"})
 	return s
 }
 
@@ -537,7 +537,7 @@ func TestRunTUN(t *testing.T) {
 	const tun = "ip tuntap add dev flannel0 mode tun"
 	s := State{
 		Device: &Device{Name: "flannel0", MTU: 1472, Addr: ip("10.1.1.0")},
-		Routes: []Route{{Dst: pfx("10.1.0.0/16"), Dev: "flannel0"}},
+		Routes: []*Route{{Dst: pfx("10.1.0.0/16"), Dev: "flannel0"}},
 	}
 	sh(h, "ip link add flannel.1 type vxlan id 1 local 172.16.16.2 dev eth0 dstport 8472")
 	r := start(t, h)
@@ -657,7 +657,7 @@ func TestRunWritesNothingWhenEqual(t *testing.T) {
 func TestRunHeals(t *testing.T) {
 	h := newHost(t)
 	s := vxlanState(t, h, 3)
-	s.Routes = append(s.Routes, Route{Dst: pfx("10.1.101.0/24"), Via: ip("172.16.16.101"), Dev: "eth0"})
+	s.Routes = append(s.Routes, &Route{Dst: pfx("10.1.101.0/24"), Via: ip("172.16.16.101"), Dev: "eth0"})
 	r := start(t, h)
 	r.set(s)
 	r.awaitSynced(t)
@@ -692,7 +692,7 @@ func TestRunHeals(t *testing.T) {
 			bridge fdb append 00:00:00:00:00:00 dev flannel.1 dst 172.16.17.60
 			bridge fdb append 00:00:00:00:00:00 dev flannel.1 dst 172.16.17.60 port 99`},
 		{"all flushed", `
-			ip route flush proto 102
+			ip route show proto 102 | while read dst rest; do ip route del $dst; done
 			ip neigh flush dev flannel.1 nud permanent
 			bridge fdb show dev flannel.1 | while read mac rest; do bridge fdb del $mac dev flannel.1; done`},
 		{"device deleted", "ip link del flannel.1"},
@@ -719,7 +719,7 @@ func TestRunHeals(t *testing.T) {
 			ip link set flannel.1 address 02:00:00:00:00:98 mtu 1200
 			ip addr flush dev flannel.1
 			ip link set eth0 down
-			ip route flush proto 102
+			ip route show proto 102 | while read dst rest; do ip route del $dst; done
 			ip link set eth0 up
 			ip route add default via 172.16.16.1`},
 	} {
@@ -841,7 +841,7 @@ func TestRunFollowsInput(t *testing.T) {
 		}},
 		{"its address changes", func(s *State) { s.FDB[0].Dst = ip("172.16.17.99") }},
 		{"it moves onto the link", func(s *State) {
-			s.Routes[0] = Route{Dst: s.Routes[0].Dst, Via: ip("172.16.16.9"), Dev: "eth0"}
+			s.Routes[0] = &Route{Dst: s.Routes[0].Dst, Via: ip("172.16.16.9"), Dev: "eth0"}
 			s.Neighbours, s.FDB = s.Neighbours[1:], s.FDB[1:]
 		}},
 		{"two peers swap their MACs", func(s *State) {
@@ -902,7 +902,7 @@ func TestRunConflict(t *testing.T) {
 	// ours must not point to where it was.
 	sh(h, "ip route append 10.1.3.0/24 via 172.16.16.33 proto static")
 	await(t, h, "both", s, "route 10.1.3.0/24 via 172.16.16.33 dev eth0 proto static")
-	s.Routes[1] = Route{Dst: s.Routes[1].Dst, Via: ip("172.16.16.3"), Dev: "eth0"}
+	s.Routes[1] = &Route{Dst: s.Routes[1].Dst, Via: ip("172.16.16.3"), Dev: "eth0"}
 	r.set(s)
 	awaitFailed(t, r, "10.1.3.0/24")
 	part.Routes = slices.Delete(slices.Clone(s.Routes), 1, 2)
@@ -951,46 +951,19 @@ func TestRunRefused(t *testing.T) {
 	r.awaitSynced(t)
 }
 
-// A change that the kernel has refused is not tried again at each input.
-func TestUntried(t *testing.T) {
-	h := newHave()
-	want := State{
-		Routes: []Route{route("10.1.2.0/24 via 10.1.2.0 dev flannel.1"), route("10.1.3.0/24 via 10.1.3.0 dev flannel.1")},
-		FDB:    []FDBEntry{{mac1, ip("192.0.2.1")}, {mac2, ip("192.0.2.2")}},
-	}
-	h.hops.none = false
-	var failed []error
-	r := reconciler[State]{have: h, refused: map[string]error{
-		"setting the route 10.1.2.0/24 via 10.1.2.0 dev flannel.1": errors.New("route"),
-		"setting the FDB entry 02:00:00:00:00:01 dst 192.0.2.1":    errors.New("FDB"),
-	}}
-	left := r.untried(diff(want, &r.have), func(err error) { failed = append(failed, err) })
-	if got, want := fmt.Sprint(describe(left)), "[setting the FDB entry 02:00:00:00:00:02 dst 192.0.2.2 "+
-		"making the next hop 1711276033 of the route 10.1.3.0/24 via 10.1.3.0 dev flannel.1 "+
-		"setting the route 10.1.3.0/24 via 10.1.3.0 dev flannel.1 nhid 1711276033]"; got != want {
-		t.Errorf("left are\n%v, want\n%v", got, want)
-	}
-	if got := fmt.Sprint(failed); got != "[FDB route]" {
-		t.Errorf("failed: %v", got)
-	}
-	if len(r.have.hops.ours) != 1 {
-		t.Errorf("noted are the next hops %v", r.have.hops.ours)
-	}
-}
-
 // What the plan is told of the host follows the host, without our own entries.
 func TestRunTellsThePlanOfTheHost(t *testing.T) {
 	h := newHost(t)
 	direct := Route{Dst: pfx("10.1.2.0/24"), Via: ip("172.16.16.3"), Dev: "eth0"}
 	r := startPlan(t, h, func(s State, host Host) (State, []error) {
 		if host.OnLink(direct.Via, "eth0") {
-			s.Routes = append(slices.Clone(s.Routes), direct)
+			s.Routes = append(slices.Clone(s.Routes), &direct)
 		}
 		return s, nil
 	})
 	base := vxlanState(t, h, 0)
 	with := vxlanState(t, h, 0)
-	with.Routes = append(with.Routes, direct)
+	with.Routes = append(with.Routes, &direct)
 	r.set(base)
 	await(t, h, "direct", with)
 	sh(h, "ip route add 172.16.16.3/32 via 172.16.16.1 proto static")
@@ -1005,9 +978,9 @@ func TestRunTellsThePlanOfTheHost(t *testing.T) {
 	await(t, h, "direct again", with)
 	// A route of ours says nothing of the host.
 	detoured := base
-	detoured.Routes = append(slices.Clone(base.Routes), Route{Dst: pfx("172.16.16.3/32"), Via: ip("172.16.16.1"), Dev: "eth0"})
+	detoured.Routes = append(slices.Clone(base.Routes), &Route{Dst: pfx("172.16.16.3/32"), Via: ip("172.16.16.1"), Dev: "eth0"})
 	r.set(detoured)
-	detoured.Routes = append(slices.Clone(detoured.Routes), direct)
+	detoured.Routes = append(slices.Clone(detoured.Routes), &direct)
 	awaitTables(t, h, within, "direct in spite of our own route", strings.ReplaceAll(shown(detoured), "172.16.16.3/32 ", "172.16.16.3 "))
 	r.awaitSynced(t)
 	watchHost(t, h).awaitQuiet(t)
@@ -1163,7 +1136,7 @@ func TestNotes(t *testing.T) {
 		}
 		for step := range 200 {
 			want := randomState(random)
-			_, err := tab.apply(diff(want, &is), &is, device, func(c change, err error) {
+			_, err := tab.apply(diff(want, &is), &is, device, func(c *change, err error) {
 				if c.op != conflict {
 					t.Errorf("step %d: %v", step, err)
 				}
@@ -1203,14 +1176,14 @@ func randomState(r *rand.Rand) (s State) {
 		case 1:
 			route = Route{Dst: route.Dst, Dev: "flannel.1"}
 		}
-		s.Routes = append(s.Routes, route)
+		s.Routes = append(s.Routes, &route)
 	}
 	for i := range 5 {
 		if r.IntN(3) > 0 {
-			s.Neighbours = append(s.Neighbours, Neighbour{netip.AddrFrom4([4]byte{10, 1, byte(i), 0}), MAC{2, 0, 0, 0, 1, byte(r.IntN(5))}})
+			s.Neighbours = append(s.Neighbours, &Neighbour{netip.AddrFrom4([4]byte{10, 1, byte(i), 0}), MAC{2, 0, 0, 0, 1, byte(r.IntN(5))}})
 		}
 		if r.IntN(3) > 0 {
-			s.FDB = append(s.FDB, FDBEntry{MAC{2, 0, 0, 0, 2, byte(i)}, netip.AddrFrom4([4]byte{172, 16, 17, byte(r.IntN(5))})})
+			s.FDB = append(s.FDB, &FDBEntry{MAC{2, 0, 0, 0, 2, byte(i)}, netip.AddrFrom4([4]byte{172, 16, 17, byte(r.IntN(5))})})
 		}
 	}
 	return s
@@ -1230,9 +1203,9 @@ func noted(h *have) (lines []string) {
 			add("route %v, number %d: %s odd %v, next hop %d", r.Route, i, claims[r.claim], r.odd, id(r.hop))
 		}
 	}
-	add("%d surplus, %d of ours, %d permanent", len(h.surplus), h.ourRoutes, h.permanent)
+	add("%d surplus", len(h.surplus))
 	for n, is := range h.hops.ours {
-		add("next hop %d %v", n, is.way)
+		add("next hop %d %v, used %d times", n, is.way, is.users)
 	}
 	for ip, n := range h.neighs {
 		add("neighbour %v %v", ip.addr(), n)

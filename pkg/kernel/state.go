@@ -9,18 +9,22 @@ import (
 // State is everything that ought to be in the kernel on a daemon's behalf. It
 // is plain data, so that the function that works it out can be tested without
 // a kernel, and String shows it the way ip and bridge would.
+//
+// Entries are not changed once they are in a State. One State after another
+// should name those that are still the same by the same pointer, and in the same
+// order: then nothing but the rest is looked at.
 type State struct {
 	// Device is the network device the state hangs on, nil where it needs none.
 	Device *Device
 	// Routes are in the main table, one for each destination.
-	Routes []Route
+	Routes []*Route
 	// Local are destinations on this host itself. A route to just one of them
 	// that bears nobody's mark and leads through a gateway is left over from
 	// when another host had it, and goes.
 	Local []netip.Prefix
 	// Neighbours and FDB are on Device, the only ones there.
-	Neighbours []Neighbour
-	FDB        []FDBEntry
+	Neighbours []*Neighbour
+	FDB        []*FDBEntry
 }
 
 // MAC is an Ethernet address.
@@ -109,8 +113,8 @@ func (s State) devices() map[string]bool {
 			names[s.Device.VXLAN.Link] = true
 		}
 	}
-	for i := range s.Routes {
-		names[s.Routes[i].Dev] = true
+	for _, r := range s.Routes {
+		names[r.Dev] = true
 	}
 	return names
 }

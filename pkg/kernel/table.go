@@ -92,7 +92,7 @@ func (t *table) readRoutes() (have, Host, error) {
 	var host Host
 	none := t.owner.plain
 	_, err := nldump.Whole(func() (any, error) {
-		h, host = newHave(), Host{}
+		h, host = newHave(), NewHost()
 		if !none {
 			err := t.socket.NextHops(func(n rtnl.NextHop) { t.addHop(&h, n) })
 			if errors.Is(err, unix.EOPNOTSUPP) { // before Linux 5.3
@@ -102,7 +102,7 @@ func (t *table) readRoutes() (have, Host, error) {
 			}
 		}
 		h.hops.none = none
-		return nil, t.socket.Routes(unix.RT_TABLE_MAIN, func(r rtnl.Route) { t.addRoute(&h, &host, r) })
+		return nil, t.socket.Routes(unix.RT_TABLE_MAIN, func(r rtnl.Route) { t.addRoute(&h, host, r) })
 	})
 	if err != nil {
 		return h, host, fmt.Errorf("reading the routing table: %w", err)
@@ -121,7 +121,7 @@ func (t *table) addHop(h *have, n rtnl.NextHop) {
 	}
 }
 
-func (t *table) addRoute(h *have, host *Host, r rtnl.Route) {
+func (t *table) addRoute(h *have, host Host, r rtnl.Route) {
 	link := t.links.byIndex[r.Link]
 	hr := &haveRoute{Route: Route{Dst: r.Dst, Via: r.Gateway, Dev: link.name, OnLink: r.OnLink}, raw: r}
 	marked := r.Protocol == t.owner.Protocol
@@ -145,7 +145,7 @@ func (t *table) addRoute(h *have, host *Host, r rtnl.Route) {
 	case r.Metric == 0 && r.TOS == 0:
 		h.addRoute(hr)
 	case hr.claim == ours:
-		h.surplus = append(h.surplus, hr)
+		h.addSurplus(hr)
 	}
 	if hr.claim == ours || r.TOS != 0 { // packets that routes are asked about here have none
 		return
@@ -153,15 +153,15 @@ func (t *table) addRoute(h *have, host *Host, r rtnl.Route) {
 	onLink := r.Type == unix.RTN_UNICAST && !r.Multipath && !r.Gateway.IsValid() && !r.Via
 	host.add(HostRoute{Dst: r.Dst, Dev: link.name, OnLink: onLink, Metric: int(r.Metric)})
 	if onLink && hr.claim == foreign {
-		h.links = append(h.links, r.Dst)
+		h.addLink(r.Dst)
 	}
 }
 
 // readEntries reads the neighbour and FDB entries of a device into h.
 func (t *table) readEntries(h *have, device int32) error {
 	_, err := nldump.Whole(func() (any, error) {
-		h.neighs, h.permanent = map[ip4]haveNeighbour{}, 0
-		return nil, t.socket.Neighbours(device, func(n rtnl.Neighbour) { h.setNeighbour(n.IP, haveNeighbour{n.MAC, n.Permanent}) })
+		h.neighs = map[ip4]haveNeighbour{}
+		return nil, t.socket.Neighbours(device, func(n rtnl.Neighbour) { h.neighs[keyOf(n.IP)] = haveNeighbour{n.MAC, n.Permanent} })
 	})
 	if err != nil {
 		return fmt.Errorf("reading the neighbour table: %w", err)
@@ -180,7 +180,7 @@ func (t *table) readEntries(h *have, device int32) error {
 // index of the State's device. It calls failed with each change that the kernel
 // refuses, and returns an error if netlink itself fails; what has become of the
 // rest is not known then.
-func (t *table) apply(changes []change, h *have, device int32, failed func(change, error)) (done map[op]int, err error) {
+func (t *table) apply(changes []change, h *have, device int32, failed func(*change, error)) (done map[op]int, err error) {
 	done = map[op]int{}
 	var batch rtnl.Batch
 	noHop := map[*hop]error{} // next hops that could not be made
@@ -202,14 +202,14 @@ func (t *table) apply(changes []change, h *have, device int32, failed func(chang
 		if err := t.socket.Do(&batch, func(i int, err error) { errs[at[i]] = err }); err != nil {
 			return done, fmt.Errorf("writing to the kernel's tables: %w", err)
 		}
-		for i, c := range row {
-			err := errs[i]
+		for i := range row {
+			c, err := &row[i], errs[i]
 			if c.deletes() {
 				err = gone(err)
 			}
 			switch {
 			case err == nil:
-				t.note(h, &c)
+				t.note(h, c)
 				done[c.op]++
 				if klog.V(2).Enabled() {
 					klog.Infof("%v", c)
@@ -239,10 +239,10 @@ func (t *table) request(b *rtnl.Batch, c *change, device int32, noHop map[*hop]e
 		}
 		b.ReplaceRoute(r)
 	case conflict:
-		if *c.in == c.route.Dst {
+		if c.in == c.route.Dst {
 			return errors.New("the host has a route of its own to it, which stays")
 		}
-		return fmt.Errorf("the host is itself on the link %v, which is a part of it", *c.in)
+		return fmt.Errorf("the host is itself on the link %v, which is a part of it", c.in)
 	case delRoute:
 		b.DeleteRoute(c.old.raw)
 	case addHop:
@@ -294,9 +294,9 @@ func (t *table) note(h *have, c *change) {
 	case delHop:
 		h.hops.drop(c.hop)
 	case setNeigh:
-		h.setNeighbour(c.neigh.IP, haveNeighbour{c.neigh.MAC, true})
+		h.neighs[keyOf(c.neigh.IP)] = haveNeighbour{c.neigh.MAC, true}
 	case delNeigh:
-		h.dropNeighbour(c.neigh.IP)
+		delete(h.neighs, keyOf(c.neigh.IP))
 	case setFDB:
 		h.fdb[c.fdb.MAC.key()] = haveFDB{dst: keyOf(c.fdb.Dst)}
 	case clearFDB, delFDB:

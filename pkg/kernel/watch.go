@@ -30,8 +30,8 @@ type news struct {
 	changed bool
 	neighs  []neighNews
 	fdb     []fdbNews
-	// Of a link and of an address only the last word counts: making a device
-	// takes several steps.
+	// Of a link and of an address the last word counts; but a link that was down
+	// has lost its routes, even if it is up again.
 	links map[int32]linkNews
 	addrs map[rtnl.Address]bool // whether it was deleted
 }
@@ -76,6 +76,9 @@ func (n *news) add(m rtnl.Message, device int32) {
 		if l, ok := rtnl.ParseLink(m.Data); ok {
 			if n.links == nil {
 				n.links = map[int32]linkNews{}
+			}
+			if before, told := n.links[l.Index]; told && !before.Up {
+				l.Up = false
 			}
 			n.links[l.Index] = linkNews{l, m.Type == unix.RTM_DELLINK}
 		}
