@@ -8,11 +8,14 @@ VERSION = $(shell git describe --tags --always --dirty 2>/dev/null || echo unkno
 # Further arguments of go test, such as TESTFLAGS='-run TestBackends -v'.
 TESTFLAGS =
 
+# Arguments of the benchmark, such as BENCHFLAGS='-only vxlan,start'.
+BENCHFLAGS =
+
 # -buildvcs=false: the version is given above, and asking git a second time
 # fails the build where the tree belongs to another user.
 BUILD = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false
 
-.PHONY: build test demo lint fmt-check tools clean help
+.PHONY: build test demo bench lint fmt-check tools clean help
 
 build: ## build bin/flanneld (the default)
 	$(BUILD) -ldflags "-s -w -X main.version=$(VERSION)" -o bin/flanneld ./cmd/flanneld
@@ -28,6 +31,10 @@ test: tools build ## run all tests, with the race detector where a C compiler is
 demo: tools ## show each backend at work on three hosts, and measure it (half a minute)
 	@$(BUILD) -o bin/demo ./cmd/demo
 	@exec bin/demo
+
+bench: tools ## measure the control plane with thousands of leases (four minutes)
+	@$(BUILD) -o bin/bench ./cmd/bench
+	@exec bin/bench $(BENCHFLAGS)
 
 lint: fmt-check ## gofmt, go vet and staticcheck, all silent
 	$(GO) vet ./...

@@ -8,19 +8,17 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
-	"os/signal"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"flanneld/pkg/lab"
 	"flanneld/pkg/lab/cluster"
+	"flanneld/pkg/lab/screen"
 )
 
 // A scene is one backend on three fresh hosts.
@@ -67,61 +65,31 @@ const (
 )
 
 func main() {
-	out := newScreen(os.Stdout)
-	lab.Enter(needs(out)...)
-	go endOn(out, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	out := screen.New(os.Stdout)
+	cluster.Enter(out)
 	if err := run(out); err != nil {
 		fmt.Fprintf(os.Stderr, "demo: %v\n", err)
 		os.Exit(1)
 	}
 }
 
-// needs are the cluster's, with words around them: they can take a while.
-func needs(out screen) []lab.Need {
-	var start time.Time
-	before := func(context.Context, string) error {
-		start = time.Now()
-		if dir := os.Getenv("LAB_BIN"); dir != "" {
-			out.say("Taking flanneld and etcd from %s, where they are ready there.", dir)
-		} else {
-			out.say("Building flanneld, and etcd where bin/etcd is not there yet (which takes a minute) ...")
-		}
-		return nil
-	}
-	after := func(context.Context, string) error {
-		out.say("Both are ready after %.1f s.", time.Since(start).Seconds())
-		return nil
-	}
-	return append(append([]lab.Need{before}, cluster.Needs()...), after)
-}
-
-// endOn ends the program on a signal. Nothing has to be taken down here: the
-// kernel does that when the program is gone.
-func endOn(out screen, signals ...os.Signal) {
-	c := make(chan os.Signal, 1)
-	signal.Notify(c, signals...)
-	sig := (<-c).(syscall.Signal)
-	out.say("\nEnded by the signal %q; the hosts, their daemons and devices go with the demo.", sig)
-	os.Exit(128 + int(sig))
-}
-
-func run(out screen) error {
+func run(out screen.Screen) error {
 	if err := lab.Tools("ip", "bridge", "iptables"); err != nil {
 		return err
 	}
 	begin := time.Now()
 	var rows []row
 	for i, s := range scenes {
-		out.heading("%d of %d: %s", i+1, len(scenes), s.title)
+		out.Heading("%d of %d: %s", i+1, len(scenes), s.title)
 		if s.daemon {
 			if err := lab.TUN(); err != nil {
-				out.say("Left out:\n%v", err)
+				out.Say("Left out:\n%v", err)
 				rows = append(rows, row{backend: s.title, reason: "left out, as /dev/net/tun cannot be opened"})
 				continue
 			}
 		}
-		out.say("%s", s.about)
-		err := lab.Run(out.say, func(l *lab.Lab) error {
+		out.Say("%s", s.about)
+		err := lab.Run(out.Say, func(l *lab.Lab) error {
 			more, err := s.play(out, l)
 			rows = append(rows, more...)
 			return err
@@ -130,15 +98,15 @@ func run(out screen) error {
 			return fmt.Errorf("%s: %w", s.title, err)
 		}
 	}
-	out.heading("What was measured")
-	out.table(rows)
-	out.say("\n%s", machine())
-	out.say("The demo took %.0f s. All that it made is gone.", time.Since(begin).Seconds())
+	out.Heading("What was measured")
+	table(out, rows)
+	out.Say("\n%s", worth())
+	out.Say("The demo took %.0f s. All that it made is gone.", time.Since(begin).Seconds())
 	return nil
 }
 
 // play shows one backend and returns what it measured.
-func (s scene) play(out screen, l *lab.Lab) ([]row, error) {
+func (s scene) play(out screen.Screen, l *lab.Lab) ([]row, error) {
 	segment := l.Segment("a", netip.MustParsePrefix("172.30.0.0/24"))
 	segments := []*lab.Segment{segment, segment, segment}
 	if s.apart {
@@ -146,7 +114,7 @@ func (s scene) play(out screen, l *lab.Lab) ([]row, error) {
 	}
 	c := cluster.New(l, segment)
 	config := fmt.Sprintf(`{"Network": "10.1.0.0/16", "Backend": %s}`, s.config)
-	out.say("etcd runs at %s, with this in %s/config:\n  %s", c.Etcd.Endpoint(), c.Prefix, config)
+	out.Say("etcd runs at %s, with this in %s/config:\n  %s", c.Etcd.Endpoint(), c.Prefix, config)
 	c.SetConfig(config)
 
 	var hosts []*cluster.Node
@@ -155,7 +123,7 @@ func (s scene) play(out screen, l *lab.Lab) ([]row, error) {
 		h.Start()
 		hosts = append(hosts, h)
 		if i == 0 {
-			out.typed(h.Name, commandLine(h)+" &", "")
+			out.Typed(h.Name, commandLine(h)+" &", "")
 		}
 	}
 	// Containers first, then hosts: the order of the rows of pings.
@@ -163,7 +131,7 @@ func (s scene) play(out screen, l *lab.Lab) ([]row, error) {
 	for _, h := range hosts {
 		h.AwaitReady()
 		container := h.AddContainer("c")
-		out.say("%s at %-10v is ready and has the subnet %v; its container %s is %v",
+		out.Say("%s at %-10v is ready and has the subnet %v; its container %s is %v",
 			h.Name, h.Addr(), h.Env().Subnet(), container.Name, container.Addr())
 		from = append(from, container.Node)
 	}
@@ -178,7 +146,7 @@ func (s scene) play(out screen, l *lab.Lab) ([]row, error) {
 		return nil, pingErr
 	}
 
-	out.say("\nMeasuring between hosts and between containers, %d rounds of %d pings and %v of TCP:", rounds, echoes, measure)
+	out.Say("\nMeasuring between hosts and between containers, %d rounds of %d pings and %v of TCP:", rounds, echoes, measure)
 	var rows []row
 	peers := []int{1}
 	if s.apart {
@@ -198,8 +166,8 @@ func (s scene) play(out screen, l *lab.Lab) ([]row, error) {
 				return rows, err
 			}
 		}
-		out.say("  %s to %s      %v", hosts[0].Name, hosts[i].Name, r.bare)
-		out.say("  %s to %s  %v", containers[0].Name, containers[i].Name, r.through)
+		out.Say("  %s to %s      %v", hosts[0].Name, hosts[i].Name, r.bare)
+		out.Say("  %s to %s  %v", containers[0].Name, containers[i].Name, r.through)
 		rows = append(rows, r)
 	}
 
@@ -207,21 +175,21 @@ func (s scene) play(out screen, l *lab.Lab) ([]row, error) {
 		h.Stop()
 	}
 	if s.daemon {
-		out.say("The daemons are stopped, and with them the traffic they carried.")
+		out.Say("The daemons are stopped, and with them the traffic they carried.")
 		return rows, nil
 	}
 	stats, err := containers[0].Ping(containers[1].Addr(), lab.Echo{Count: few})
 	if err != nil {
 		return rows, fmt.Errorf("with the daemons stopped, traffic should go on: %w", err)
 	}
-	out.say("The daemons are stopped. %s still reaches %s, %d of %d echoes: the kernel goes on alone.",
+	out.Say("The daemons are stopped. %s still reaches %s, %d of %d echoes: the kernel goes on alone.",
 		containers[0].Name, containers[1].Name, stats.Received, stats.Sent)
 	return rows, nil
 }
 
 // look shows what an operator looks at on a host.
-func look(out screen, c *cluster.Cluster, h *cluster.Node, s scene) {
-	show := func(argv ...string) { out.typed(h.Name, strings.Join(argv, " "), h.Run(argv...)) }
+func look(out screen.Screen, c *cluster.Cluster, h *cluster.Node, s scene) {
+	show := func(argv ...string) { out.Typed(h.Name, strings.Join(argv, " "), h.Run(argv...)) }
 	show("cat", "subnet.env")
 	show("ip", "route")
 	if s.fdb {
@@ -233,7 +201,7 @@ func look(out screen, c *cluster.Cluster, h *cluster.Node, s scene) {
 	// What curl and jq would print, which need not be installed for it.
 	key := strings.ReplaceAll(h.Env().Subnet().String(), "/", "-")
 	lease := c.Leases()[key]
-	out.typed(h.Name, fmt.Sprintf("curl -s %s/v2/keys%s/subnets/%s\n| jq -r '.node | .value, .ttl'", c.Etcd.Endpoint(), c.Prefix, key),
+	out.Typed(h.Name, fmt.Sprintf("curl -s %s/v2/keys%s/subnets/%s\n| jq -r '.node | .value, .ttl'", c.Etcd.Endpoint(), c.Prefix, key),
 		lease.Value+"\n"+strconv.Itoa(lease.TTL))
 }
 
@@ -255,8 +223,8 @@ func commandLine(h *cluster.Node) string {
 
 // pings shows the round trips from all places to all containers of other hosts
 // and returns an error for each that fails.
-func pings(out screen, from, containers []*lab.Node) error {
-	out.say("\nPinging containers of other hosts, %d echoes each; the mean round trips in ms:", few)
+func pings(out screen.Screen, from, containers []*lab.Node) error {
+	out.Say("\nPinging containers of other hosts, %d echoes each; the mean round trips in ms:", few)
 	header := []string{"from", "to"}
 	for _, c := range containers {
 		header = append(header, c.Name)
@@ -280,8 +248,8 @@ func pings(out screen, from, containers []*lab.Node) error {
 		}
 		lines = append(lines, line)
 	}
-	out.columns(lines)
-	out.say("")
+	out.Columns(lines)
+	out.Say("")
 	return errors.Join(errs...)
 }
 

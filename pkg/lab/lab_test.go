@@ -197,6 +197,41 @@ func TestTraffic(t *testing.T) {
 	}
 }
 
+// A stream flows, stands still while the network does, and arrives whole in the
+// end; one whose connection is broken has an error.
+func TestStream(t *testing.T) {
+	l, _, h2, c1, c2 := twoDockers(t)
+	s, err := NewStream(c1, c2, c2.Addr())
+	l.Must(err)
+	flows := func(count func() int64, more int64) {
+		t.Helper()
+		before := count()
+		Eventually(t, within, "bytes", func() error {
+			if n := count() - before; n < more {
+				return fmt.Errorf("%d", n)
+			}
+			return nil
+		})
+	}
+	flows(s.Arrived, 100_000)
+	h2.Sysctl("net.ipv4.ip_forward", "0")
+	flows(s.Sent, 2*streamPiece)
+	h2.Sysctl("net.ipv4.ip_forward", "1")
+	flows(s.Arrived, 100_000)
+	if err := s.Close(); err != nil {
+		t.Error(err)
+	}
+
+	s, err = NewStream(c1, c2, c2.Addr())
+	l.Must(err)
+	flows(s.Arrived, 1)
+	s.receiver.SetLinger(0) // closes with a reset
+	s.receiver.Close()
+	if err := s.Close(); err == nil {
+		t.Error("a broken stream has no error")
+	}
+}
+
 func TestEtcd(t *testing.T) {
 	l := ForTest(t)
 	s := l.Segment("lan", lan)
@@ -298,6 +333,7 @@ func TestProcesses(t *testing.T) {
 func TestNotify(t *testing.T) {
 	l := ForTest(t)
 	h := l.Host("h1", l.Segment("lan", lan))
+	before := time.Now()
 	p := h.StartProgram(Program{
 		Name: "daemon",
 		// The test binary speaks sd_notify, so that no tool is needed.
@@ -305,9 +341,16 @@ func TestNotify(t *testing.T) {
 		Env:    []string{childVar + "=notify", stageVar + "=inside"},
 		Notify: true,
 	})
-	l.Must(p.WaitReady(within))
+	ready, err := p.NotifiedAt("READY=1", within)
+	l.Must(err)
+	if ready.Before(before) || ready.After(time.Now()) {
+		t.Errorf("READY=1 came at %v, the process was started after %v", ready, before)
+	}
 	if _, err := p.Wait(within); err != nil {
 		t.Error(err)
+	}
+	if again, err := p.NotifiedAt("READY=1", 0); err != nil || !again.Equal(ready) {
+		t.Errorf("READY=1 came at %v, later at %v, %v", ready, again, err)
 	}
 	if diff := cmp.Diff([]string{"READY=1", "STATUS=doing well", "STOPPING=1"}, p.Notified()); diff != "" {
 		t.Errorf("messages (-want +got):\n%s", diff)

@@ -7,6 +7,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 )
 
 // notify is the service manager's end of sd_notify(3).
@@ -15,8 +16,10 @@ type notify struct {
 	conn *net.UnixConn
 	done chan struct{}
 
-	mu  sync.Mutex
-	got []string
+	mu   sync.Mutex
+	got  []string
+	at   []time.Time   // when each came
+	more chan struct{} // closed, and made anew, when something has come
 }
 
 // over is what close sends to its own socket to end the reader. It comes after
@@ -29,7 +32,7 @@ func listenNotify(path string) (*notify, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listening for sd_notify messages: %w", err)
 	}
-	n := &notify{path: path, conn: conn, done: make(chan struct{})}
+	n := &notify{path: path, conn: conn, done: make(chan struct{}), more: make(chan struct{})}
 	go n.read()
 	return n, nil
 }
@@ -39,12 +42,17 @@ func (n *notify) read() {
 	buf := make([]byte, 64<<10)
 	for {
 		size, err := n.conn.Read(buf)
+		now := time.Now()
 		msg := string(buf[:max(size, 0)])
 		if err != nil || msg == over {
 			return
 		}
 		n.mu.Lock()
-		n.got = append(n.got, strings.Split(strings.Trim(msg, "\n"), "\n")...)
+		for _, line := range strings.Split(strings.Trim(msg, "\n"), "\n") {
+			n.got, n.at = append(n.got, line), append(n.at, now)
+		}
+		close(n.more)
+		n.more = make(chan struct{})
 		n.mu.Unlock()
 	}
 }
@@ -53,6 +61,17 @@ func (n *notify) lines() []string {
 	n.mu.Lock()
 	defer n.mu.Unlock()
 	return slices.Clone(n.got)
+}
+
+// find says when a line came first, and if it has not, what will be closed when
+// there is more to look at.
+func (n *notify) find(line string) (at time.Time, more <-chan struct{}, found bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if i := slices.Index(n.got, line); i >= 0 {
+		return n.at[i], nil, true
+	}
+	return time.Time{}, n.more, false
 }
 
 // close reads what is still queued and closes the socket. A nil notify is

@@ -7,7 +7,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -284,10 +283,34 @@ func (p *Process) WaitLog(pattern string, timeout time.Duration) error {
 // "READY=1", within the same limits as [Process.WaitLog]. The process has to
 // be started with Notify.
 func (p *Process) WaitNotify(line string, timeout time.Duration) error {
+	_, err := p.NotifiedAt(line, timeout)
+	return err
+}
+
+// NotifiedAt is [Process.WaitNotify] for who wants to know when the line came.
+// It returns as soon as it is there.
+func (p *Process) NotifiedAt(line string, timeout time.Duration) (time.Time, error) {
 	if p.notify == nil {
-		return fmt.Errorf("%v was not started with Notify", p)
+		return time.Time{}, fmt.Errorf("%v was not started with Notify", p)
 	}
-	return p.waitFor("notify "+line, timeout, func() bool { return slices.Contains(p.notify.lines(), line) })
+	timer := time.NewTimer(timeout)
+	defer timer.Stop()
+	for {
+		ended := !p.Running() // before looking, so that its last words count
+		at, more, found := p.notify.find(line)
+		if found {
+			return at, nil
+		}
+		if ended {
+			return at, fmt.Errorf("%v ended with status %d before it would notify %s; its log ends with:\n%s", p, p.status, line, tail(p.Log(), 20))
+		}
+		select {
+		case <-more:
+		case <-p.done:
+		case <-timer.C:
+			return at, fmt.Errorf("waiting for %v to notify %s: not within %v; its log ends with:\n%s", p, line, timeout, tail(p.Log(), 20))
+		}
+	}
 }
 
 // WaitReady is [Process.WaitNotify] for "READY=1".

@@ -167,3 +167,104 @@ func Throughput(from, to Place, addr netip.Addr, duration time.Duration, streams
 	}
 	return float64(arrived.Load()) * 8 / elapsed.Seconds(), nil
 }
+
+// streamEvery is how often a Stream sends a piece, and streamPiece its size in
+// bytes: enough for gaps to show, little enough to leave the processor to what
+// is under test.
+const (
+	streamEvery = 2 * time.Millisecond
+	streamPiece = 4 << 10
+)
+
+// A Stream is a TCP connection on which random bytes flow, a few all the time,
+// while something else goes on.
+type Stream struct {
+	sender, receiver *net.TCPConn
+	from             string
+	stop             chan struct{}
+	sent, arrived    atomic.Int64
+	wg               sync.WaitGroup
+
+	out, in          hash.Hash // these are their goroutine's own until wg is done
+	sendErr, recvErr error
+}
+
+// NewStream begins a stream to addr, an address of the receiver. It is to be
+// ended by Close.
+func NewStream(from, to Place, addr netip.Addr) (*Stream, error) {
+	sender, receiver, err := connect(from, to, addr)
+	if err != nil {
+		return nil, err
+	}
+	s := &Stream{sender: sender, receiver: receiver, from: from.node().Name, stop: make(chan struct{}), out: sha256.New(), in: sha256.New()}
+	s.wg.Go(s.send)
+	s.wg.Go(s.receive)
+	return s, nil
+}
+
+func (s *Stream) send() {
+	defer s.sender.CloseWrite()
+	data := rand.NewChaCha8([32]byte{byte(rand.Int()), byte(rand.Int())})
+	piece := make([]byte, streamPiece)
+	tick := time.NewTicker(streamEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-s.stop:
+			return
+		case <-tick.C:
+		}
+		data.Read(piece) // has no errors
+		s.sender.SetWriteDeadline(time.Now().Add(stalled))
+		n, err := s.sender.Write(piece)
+		s.out.Write(piece[:n])
+		s.sent.Add(int64(n))
+		if err != nil {
+			s.sendErr = err
+			return
+		}
+	}
+}
+
+func (s *Stream) receive() {
+	buf := make([]byte, 128<<10)
+	for {
+		s.receiver.SetReadDeadline(time.Now().Add(stalled))
+		n, err := s.receiver.Read(buf)
+		s.in.Write(buf[:n])
+		s.arrived.Add(int64(n))
+		if errors.Is(err, io.EOF) {
+			return
+		} else if err != nil {
+			s.recvErr = err
+			return
+		}
+	}
+}
+
+// Sent is how many bytes the sender's kernel has taken so far; it goes on for a
+// while when nothing arrives.
+func (s *Stream) Sent() int64 { return s.sent.Load() }
+
+// Arrived is how many bytes have arrived so far.
+func (s *Stream) Arrived() int64 { return s.arrived.Load() }
+
+// Close ends the stream in good order and returns an error if the connection
+// broke, or if what arrived is not what was sent.
+func (s *Stream) Close() error {
+	close(s.stop)
+	s.wg.Wait()
+	s.sender.Close()
+	s.receiver.Close()
+	err := errors.Join(s.sendErr, s.recvErr)
+	if err == nil && s.Sent() != s.Arrived() {
+		err = errors.New("the rest is lost")
+	}
+	if err != nil {
+		return fmt.Errorf("stream from %s: %d of %d bytes arrived: %w", s.from, s.Arrived(), s.Sent(), err)
+	}
+	if [32]byte(s.out.Sum(nil)) != [32]byte(s.in.Sum(nil)) {
+		return fmt.Errorf("stream from %s: the %d bytes that arrived are not those sent", s.from, s.Sent())
+	}
+	return nil
+}

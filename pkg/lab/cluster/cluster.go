@@ -1,12 +1,13 @@
 // Package cluster is a flannel network in a lab: an etcd with a network config,
-// and hosts with a flanneld on each. It is what tests of the real binary and
-// the demo have in common. Start reading at New.
+// and hosts with a flanneld on each. It is what tests of the real binary, the
+// demo and the benchmarks have in common. Start reading at New.
 package cluster
 
 import (
 	"bufio"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -65,11 +66,16 @@ func (c *Cluster) DeleteConfig() {
 // PutLease writes a lease; a ttl of 0 makes it a reservation.
 func (c *Cluster) PutLease(key, value string, ttl time.Duration) {
 	c.Helper()
+	c.request(http.MethodPut, "subnets/"+key, leaseForm(value, int(ttl.Seconds())))
+}
+
+// leaseForm is what is sent to write a lease; a ttl of 0 makes it a reservation.
+func leaseForm(value string, ttl int) url.Values {
 	form := url.Values{"value": {value}}
 	if ttl > 0 {
-		form.Set("ttl", strconv.Itoa(int(ttl.Seconds())))
+		form.Set("ttl", strconv.Itoa(ttl))
 	}
-	c.request(http.MethodPut, "subnets/"+key, form)
+	return form
 }
 
 // DeleteLease removes a lease.
@@ -103,25 +109,38 @@ type node struct {
 	Nodes      []node
 }
 
-// request speaks etcd's v2 API as curl would, so that what the daemon's own
-// client makes of it is not taken for granted.
-func (c *Cluster) request(method, key string, form url.Values) (a answer) {
+// request is ask for a request that has to work.
+func (c *Cluster) request(method, key string, form url.Values) answer {
 	c.Helper()
+	a, err := c.ask(c.etcdHost.HTTP(), method, key, form)
+	c.Must(err)
+	return a
+}
+
+// ask speaks etcd's v2 API as curl would, so that what the daemon's own
+// client makes of it is not taken for granted.
+func (c *Cluster) ask(client *http.Client, method, key string, form url.Values) (a answer, err error) {
 	target := c.Etcd.Endpoint() + "/v2/keys" + c.Prefix + "/" + key
 	req, err := http.NewRequest(method, target, strings.NewReader(form.Encode()))
-	c.Must(err)
-	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
-	resp, err := c.etcdHost.HTTP().Do(req)
-	c.Must(err)
-	defer resp.Body.Close()
-	switch {
-	case resp.StatusCode == http.StatusNotFound && method == http.MethodGet:
-	case resp.StatusCode >= 300:
-		c.Fatalf("%s %s: %s", method, target, resp.Status)
-	default:
-		c.Must(json.NewDecoder(resp.Body).Decode(&a))
+	if err != nil {
+		return a, err
 	}
-	return a
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	resp, err := client.Do(req)
+	if err != nil {
+		return a, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body) // to its end, or the connection cannot be used again
+	switch {
+	case err != nil:
+		return a, fmt.Errorf("%s %s: %w", method, target, err)
+	case resp.StatusCode == http.StatusNotFound && method == http.MethodGet:
+		return a, nil
+	case resp.StatusCode >= 300:
+		return a, fmt.Errorf("%s %s: %s", method, target, resp.Status)
+	}
+	return a, json.Unmarshal(body, &a)
 }
 
 // Node is a host with a flanneld on it.
