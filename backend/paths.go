@@ -41,36 +41,27 @@ type Paths struct {
 // Set adds the paths to the peers among leases to a state. There is a fault for
 // each peer that there is no path to.
 func (p *Paths) Set(want *kernel.State, leases []*subnet.Lease, view kernel.Host) (faults []error) {
-	begin, end := 0, 0 // how many leases are as before, at either end
-	if view == p.view {
-		most := min(len(leases), len(p.leases))
-		for begin < most && leases[begin] == p.leases[begin] {
-			begin++
+	n := len(leases)
+	paths, errs, macs := make([]Path, n), make([]error, n), make([]kernel.MAC, n)
+	var fresh []int // the leases that were not in the last set
+	for i, j := 0, 0; i < n; i++ {
+		// Both sets are in order of subnets, or else more is looked at than need be.
+		for j < len(p.leases) && p.leases[j] != leases[i] && p.leases[j].Subnet.Compare(leases[i].Subnet) < 0 {
+			j++
 		}
-		for end < most-begin && leases[len(leases)-1-end] == p.leases[len(p.leases)-1-end] {
-			end++
+		if j < len(p.leases) && p.leases[j] == leases[i] && view == p.view {
+			paths[i], errs[i], macs[i] = p.paths[j], p.faults[j], p.macs[j]
+			j++
+			continue
 		}
+		if paths[i], errs[i] = p.path(leases[i], view); paths[i].FDB != nil {
+			macs[i] = paths[i].FDB.MAC
+		}
+		fresh = append(fresh, i)
 	}
-	p.paths = spliced(p.paths, begin, end, len(leases))
-	p.faults = spliced(p.faults, begin, end, len(leases))
-	p.macs = spliced(p.macs, begin, end, len(leases))
-	for i := begin; i < len(leases)-end; i++ {
-		p.paths[i], p.faults[i] = p.path(leases[i], view)
-		if fdb := p.paths[i].FDB; fdb != nil {
-			p.macs[i] = fdb.MAC
-		}
-	}
-	p.clashing = clash(p.macs, begin, len(leases)-end, p.clashing)
-	p.view, p.leases = view, leases
+	p.clashing = clash(macs, fresh, p.clashing)
+	p.view, p.leases, p.paths, p.faults, p.macs = view, leases, paths, errs, macs
 	return p.fill(want)
-}
-
-// spliced is a list of n that begins and ends as before does.
-func spliced[T any](before []T, begin, end, n int) []T {
-	list := make([]T, n)
-	copy(list, before[:begin])
-	copy(list[n-end:], before[len(before)-end:])
-	return list
 }
 
 func (p *Paths) path(l *subnet.Lease, view kernel.Host) (Path, error) {
@@ -130,15 +121,15 @@ func (p *Paths) holders() map[kernel.MAC]int {
 	return holders
 }
 
-// few is how many new MACs are each compared with all others. For more, a map of
-// all is less work.
+// few is how many fresh MACs are each compared with all others. For more, a map
+// of all is less work.
 const few = 16
 
-// clash reports whether some MACs are the same. Those before begin and from end
-// on were looked at before, with the result in before.
-func clash(macs []kernel.MAC, begin, end int, before bool) bool {
+// clash reports whether some MACs are the same. Those that are not fresh were
+// looked at before, with the result in before.
+func clash(macs []kernel.MAC, fresh []int, before bool) bool {
 	none := kernel.MAC{}
-	if before || end-begin > few {
+	if before || len(fresh) > few {
 		seen := make(map[kernel.MAC]bool, len(macs))
 		for _, mac := range macs {
 			if seen[mac] && mac != none {
@@ -148,7 +139,7 @@ func clash(macs []kernel.MAC, begin, end int, before bool) bool {
 		}
 		return false
 	}
-	for i := begin; i < end; i++ {
+	for _, i := range fresh {
 		if macs[i] != none && (slices.Contains(macs[:i], macs[i]) || slices.Contains(macs[i+1:], macs[i])) {
 			return true
 		}

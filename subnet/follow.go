@@ -2,8 +2,11 @@ package subnet
 
 import (
 	"context"
+	"errors"
 	"net/netip"
+	"runtime"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -17,6 +20,9 @@ const (
 	// gather is how long after one set the next may be published: many changes
 	// at once make few sets of many leases.
 	gather = 10 * time.Millisecond
+	// burst is how long many changes at once may go on before all there is then is
+	// listed.
+	burst = 60 * time.Millisecond
 )
 
 // Follow calls publish with the whole set of leases there are, in order of
@@ -36,7 +42,9 @@ const (
 func Follow(ctx context.Context, store Store, own Lease, seen Snapshot, publish func(leases, lingering []*Lease)) error {
 	f := follower{own: own.Subnet, warned: warnings{}, publish: publish}
 	seen.leases = with(seen.leases, &own)
-	wait := newBackOff()
+	wait, calm := newBackOff(), newBackOff()
+	calm.InitialInterval = burst
+	calm.Reset()
 	for {
 		f.list(seen)
 
@@ -45,16 +53,23 @@ func Follow(ctx context.Context, store Store, own Lease, seen Snapshot, publish 
 			watching, stop = context.WithDeadline(ctx, f.until)
 		}
 		began := time.Now()
-		if err := f.watch(watching, store.Watch(watching, seen.revision)); ctx.Err() == nil {
-			klog.V(1).Infof("The watch on the leases has ended, listing them again: %v", err)
+		ended := f.watch(watching, store.Watch(watching, seen.revision))
+		if ctx.Err() == nil {
+			klog.V(1).Infof("The watch on the leases has ended, listing them again: %v", ended)
 		}
 		stop()
-		if time.Since(began) > lastRetry {
+		if time.Since(began) > time.Second {
 			wait.Reset() // it is not that watching never works
+			calm.Reset()
 		}
 		// Every host's watch ends at the same moment when a member of the store
 		// stops: the jitter keeps them from listing in the same one.
-		if sleep(ctx, wait.NextBackOff()) != nil {
+		pause := wait
+		if errors.Is(ended, ErrBehind) {
+			// A burst: most of it is over soon, and then one list has it all.
+			pause = calm
+		}
+		if sleep(ctx, pause.NextBackOff()) != nil {
 			return nil
 		}
 		var err error
@@ -83,12 +98,25 @@ func look(ctx context.Context, store Store) (s Snapshot, err error) {
 	if err != nil {
 		return s, err
 	}
+	// Reading thousands of values is most of a start's work: all cores share it.
+	leases, errs := make([]*Lease, len(entries)), make([]error, len(entries))
+	var wg sync.WaitGroup
+	share := len(entries)/runtime.GOMAXPROCS(0) + 1
+	for begin := 0; begin < len(entries); begin += share {
+		wg.Go(func() {
+			for i := begin; i < min(begin+share, len(entries)); i++ {
+				l, err := entries[i].Decode()
+				leases[i], errs[i] = &l, err
+			}
+		})
+	}
+	wg.Wait()
 	s.revision, s.leases = revision, make([]*Lease, 0, len(entries))
-	for _, e := range entries {
-		if l, err := e.Decode(); err == nil {
-			s.leases = append(s.leases, &l)
+	for i, err := range errs {
+		if err == nil {
+			s.leases = append(s.leases, leases[i])
 		} else {
-			s.unreadable = append(s.unreadable, unreadable{e, err})
+			s.unreadable = append(s.unreadable, unreadable{entries[i], err})
 		}
 	}
 	slices.SortFunc(s.leases, bySubnet)

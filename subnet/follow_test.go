@@ -116,3 +116,44 @@ func TestFollow(t *testing.T) {
 		}
 	})
 }
+
+// behind is a store whose watches fall behind, once each.
+type behind struct{ subnet.Store }
+
+func (s behind) Watch(context.Context, uint64) subnet.Watcher { return s }
+
+func (behind) Next() ([]subnet.Event, error) {
+	time.Sleep(2 * time.Second)
+	return nil, subnet.ErrBehind
+}
+
+// A watch that has fallen behind is made up for by a list, soon.
+func TestFollowBehind(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := storetest.NewMemory()
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		var last time.Time
+		sets := make(chan int, 100)
+		own := subnet.Lease{Subnet: netip.MustParsePrefix("10.1.9.0/24"), Attrs: attrs(ownIP)}
+		store.Put("10.1.9.0-24", value(ownIP), time.Hour)
+		go func() {
+			done <- subnet.Follow(ctx, subnet.Patient(behind{store}), own, subnet.Snapshot{}, func(leases, _ []*subnet.Lease) {
+				last = time.Now()
+				sets <- len(leases)
+			})
+		}()
+		<-sets
+		for i := range 10 {
+			store.Put(fmt.Sprintf("10.1.%d.0-24", 10+i), value(otherIP), time.Hour)
+			begin := time.Now()
+			if n := <-sets; n != 2+i || last.Sub(begin) > 2200*time.Millisecond {
+				t.Errorf("%d leases after %v, want %d in 2.1 s or so", n, last.Sub(begin), 2+i)
+			}
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}

@@ -122,11 +122,14 @@ func DecodeAttrs(value string) (Attrs, error) {
 		a.BackendType = "udp"
 	}
 	if len(v.BackendData) > 0 && string(v.BackendData) != "null" {
-		var compact bytes.Buffer
-		if err := json.Compact(&compact, v.BackendData); err != nil {
-			return Attrs{}, fmt.Errorf("its BackendData: %w", err)
+		a.BackendData = v.BackendData
+		if bytes.ContainsAny(v.BackendData, " \t\r\n") { // JSON has no other blanks
+			var compact bytes.Buffer
+			if err := json.Compact(&compact, v.BackendData); err != nil {
+				return Attrs{}, fmt.Errorf("its BackendData: %w", err)
+			}
+			a.BackendData = compact.Bytes()
 		}
-		a.BackendData = compact.Bytes()
 	}
 	return a, nil
 }

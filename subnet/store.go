@@ -15,6 +15,8 @@ var (
 	ErrConflict = errors.New("written by somebody else meanwhile")
 	// ErrWatchLost: events may have been missed, so List has to be asked again.
 	ErrWatchLost = errors.New("no longer being watched from where it was left")
+	// ErrBehind: there are so many more events to come that List is less work.
+	ErrBehind = errors.New("being watched too far behind")
 )
 
 // Entry is one lease, or the network config, as the store has it: unread.
@@ -51,8 +53,9 @@ type Event struct {
 
 // Watcher reports the changes to leases, in order, none left out.
 type Watcher interface {
-	// Next waits for the next change or changes. ErrWatchLost says that some
-	// may have been missed; the Watcher is then of no more use.
+	// Next waits for the next change or changes. After an error the Watcher is of
+	// no more use; ErrWatchLost says that some may have been missed, ErrBehind
+	// that it is too slow for what is going on.
 	Next() ([]Event, error)
 }
 

@@ -23,9 +23,13 @@ func (c *control) burst() error {
 	}
 	n := min(burstSize, len(c.once.leases))
 	changed := &swings{what: c.what("%d leases changed at once", n)}
-	replaced := &swings{what: c.what("%d removed, %d new at once", n, n)}
+	replaced := &swings{what: c.what("%d removed, %d new at once", n/2, n/2)}
 	for range c.rounds {
 		for _, s := range []*swings{changed, replaced} {
+			n := n
+			if s == replaced {
+				n /= 2
+			}
 			before := slices.Clone(c.once.leases[:n])
 			var after []lease
 			for _, l := range before {

@@ -132,17 +132,26 @@ func diffSince(before, want State, h *have) []change {
 	return d.sorted()
 }
 
-// apart cuts off what two lists have in common at their beginnings and ends. A
-// plan uses the same pointer for what has not changed, so that nothing behind it
-// has to be looked at.
-func apart[T any](a, b []*T) (restA, restB []*T) {
-	for len(a) > 0 && len(b) > 0 && a[0] == b[0] {
-		a, b = a[1:], b[1:]
+// apart returns what is in only one of two lists. A plan uses the same pointer
+// for what has not changed, and keeps the order, so that nothing behind it has to
+// be looked at. Where the lists differ so much that their likeness is not found,
+// more is returned than need be, of both, which does no harm.
+func apart[T any](a, b []*T) (onlyA, onlyB []*T) {
+	const far = 64 // how far to look for where the lists are alike again
+	for len(a) > 0 && len(b) > 0 {
+		if a[0] == b[0] {
+			a, b = a[1:], b[1:]
+			continue
+		}
+		inB, inA := slices.Index(b[:min(far, len(b))], a[0]), slices.Index(a[:min(far, len(a))], b[0])
+		if inA < 0 {
+			onlyB, b = append(onlyB, b[0]), b[1:]
+		}
+		if inB < 0 || inA >= 0 { // or else the order has changed
+			onlyA, a = append(onlyA, a[0]), a[1:]
+		}
 	}
-	for len(a) > 0 && len(b) > 0 && a[len(a)-1] == b[len(b)-1] {
-		a, b = a[:len(a)-1], b[:len(b)-1]
-	}
-	return a, b
+	return append(onlyA, a...), append(onlyB, b...)
 }
 
 // differ gathers changes.

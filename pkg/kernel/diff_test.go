@@ -555,6 +555,36 @@ func edited[T any](r *rand.Rand, list []*T, fresh func() *T, key func(*T) any) (
 	return next
 }
 
+// Whatever two lists are like, what only one of them has is found, and where they
+// are edited as leases are, no more than that.
+func TestApart(t *testing.T) {
+	r := rand.New(rand.NewPCG(*seed, 2))
+	number := 0
+	fresh := func() *int { number++; n := number; return &n }
+	for round := range 2000 {
+		var a []*int
+		for range r.IntN(300) {
+			a = append(a, fresh())
+		}
+		b := edited(r, a, fresh, func(n *int) any { return n })
+		shuffled := r.IntN(4) == 0
+		if shuffled {
+			r.Shuffle(len(b), func(i, j int) { b[i], b[j] = b[j], b[i] })
+		}
+		onlyA, onlyB := apart(a, b)
+		for _, n := range a {
+			if in := slices.Contains(b, n); !in && !slices.Contains(onlyA, n) || in && !shuffled && slices.Contains(onlyA, n) {
+				t.Fatalf("round %d: %d is in the second list: %v", round, *n, in)
+			}
+		}
+		for _, n := range b {
+			if in := slices.Contains(a, n); !in && !slices.Contains(onlyB, n) || in && slices.Contains(onlyB, n) != slices.Contains(onlyA, n) || in && !shuffled && slices.Contains(onlyB, n) {
+				t.Fatalf("round %d: %d is in the first list: %v", round, *n, in)
+			}
+		}
+	}
+}
+
 func BenchmarkDiff(b *testing.B) {
 	// 8,000 peers, all as they ought to be: what each notification costs.
 	var want State

@@ -13,6 +13,7 @@ import (
 	"net"
 	"path"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"go.etcd.io/etcd/client/pkg/v3/transport"
@@ -50,6 +51,7 @@ var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interva
 type Store struct {
 	keys   client.KeysAPI
 	prefix string
+	listed atomic.Int64 // leases in the latest list
 }
 
 var _ subnet.Store = (*Store)(nil)
@@ -114,6 +116,7 @@ func (s *Store) List(ctx context.Context) ([]subnet.Entry, uint64, error) {
 	for _, n := range resp.Node.Nodes {
 		entries = append(entries, entry(n)) // a directory has no value, and nobody else can have its key
 	}
+	s.listed.Store(int64(len(entries)))
 	return entries, resp.Index, nil
 }
 
@@ -121,6 +124,14 @@ func (s *Store) List(ctx context.Context) ([]subnet.Entry, uint64, error) {
 func (s *Store) Watch(ctx context.Context, revision uint64) subnet.Watcher {
 	return &watcher{s, ctx, s.keys.Watcher(s.subnetsDir(), &client.WatcherOptions{AfterIndex: revision, Recursive: true})}
 }
+
+// A watch of the v2 API asks for one event after another, and each answer takes
+// etcd and us about as long as this many leases in a list do. Behind by fewer
+// events than leastBehind, asking on is always less trouble.
+const (
+	leasesPerEvent = 16
+	leastBehind    = 16
+)
 
 type watcher struct {
 	s   *Store
@@ -135,6 +146,10 @@ func (w *watcher) Next() ([]subnet.Event, error) {
 		if err != nil {
 			_, err = explain("watching", w.s.subnetsDir(), err)
 			return nil, err
+		}
+		// An event of the past comes with the index of the present.
+		if behind := int64(resp.Index) - int64(resp.Node.ModifiedIndex); behind > max(leastBehind, w.s.listed.Load()/leasesPerEvent) {
+			return nil, fmt.Errorf("%s is %w, by %d events", w.s.subnetsDir(), subnet.ErrBehind, behind)
 		}
 		deleted := false
 		switch resp.Action {

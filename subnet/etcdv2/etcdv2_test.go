@@ -150,6 +150,35 @@ func TestWatchLost(t *testing.T) {
 	}
 }
 
+// A watch that begins a little in the past goes on from there; from far in the
+// past, a list is less work.
+func TestWatchBehind(t *testing.T) {
+	e := start(t)
+	s := open(t, etcdv2.Options{Endpoints: []string{e.url}, Prefix: "net"})
+	if _, err := s.Create(t.Context(), "10.1.5.0-24", "a", time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	_, rev, err := s.List(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i := range 100 {
+		if _, err := s.Create(t.Context(), fmt.Sprintf("10.2.%d.0-24", i), "b", time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		_, err := s.Watch(t.Context(), rev).Next()
+		if behind := errors.Is(err, subnet.ErrBehind); behind != (i > 16) || err != nil && !behind {
+			t.Fatalf("behind by %d events: %v", i, err)
+		}
+	}
+	if _, _, err = s.List(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Watch(t.Context(), rev+96).Next(); err != nil {
+		t.Errorf("behind by 3 events: %v", err)
+	}
+}
+
 // Each cause has one message, which says what was tried and what is wrong.
 func TestErrors(t *testing.T) {
 	notEtcd := httptest.NewServer(http.NotFoundHandler())
