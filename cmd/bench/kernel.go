@@ -111,7 +111,7 @@ func dump(h *lab.Host) (map[string]string, error) {
 	var types []uint16
 	// Taken whole before any of it is parsed: it is to show one moment.
 	read := func(get, answer uint16, body nl.NetlinkRequestData) error {
-		msgs, err := nldump.Whole(func() ([][]byte, error) {
+		msgs, _, err := nldump.Whole(func() ([][]byte, error) {
 			req := nl.NewNetlinkRequest(int(get), unix.NLM_F_DUMP)
 			req.AddData(body)
 			return req.Execute(unix.NETLINK_ROUTE, answer)

@@ -15,15 +15,15 @@ import (
 // look reads the snapshot from the kernel; canReach may be the zero Addr.
 func look(canReach netip.Addr) (snapshot, error) {
 	var s snapshot
-	links, err := nldump.Whole(netlink.LinkList)
+	links, _, err := nldump.Whole(netlink.LinkList)
 	if err != nil {
 		return s, fmt.Errorf("listing the interfaces: %w", err)
 	}
-	addrs, err := nldump.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V4) })
+	addrs, _, err := nldump.Whole(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return s, fmt.Errorf("listing the IPv4 addresses: %w", err)
 	}
-	s.defaults, err = nldump.Whole(defaultRoutes)
+	s.defaults, _, err = nldump.Whole(defaultRoutes)
 	if err != nil {
 		return s, fmt.Errorf("listing the IPv4 routes: %w", err)
 	}

@@ -9,8 +9,6 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
-
-	"flanneld/pkg/rtnl"
 )
 
 // ensureDevice makes the device what d says and removes those of the devices
@@ -48,13 +46,17 @@ func (t *table) ensureDevice(d *Device, mine []netlink.Link) (index int32, chang
 	return index, changed || configured, err
 }
 
-// rightShape reports whether all that cannot be changed on a device is right.
+// rightShape reports whether all that cannot be changed on a device is right. If
+// the interface that carries the tunnel is not there by its name, because it was
+// renamed perhaps, a device that works is not given up for one that cannot be
+// made.
 func (t *table) rightShape(l netlink.Link, want *VXLAN) bool {
 	if want == nil {
 		return kindOf(l) == "tun"
 	}
 	v, ok := l.(*netlink.Vxlan)
-	return ok && v.VxlanId == want.VNI && v.Port == want.Port && t.links.byIndex[int32(v.VtepDevIndex)].name == want.Link &&
+	link, there := t.links.byName[want.Link]
+	return ok && v.VxlanId == want.VNI && v.Port == want.Port && (!there || int32(v.VtepDevIndex) == link) &&
 		v.SrcAddr.Equal(want.Source.AsSlice()) && v.GBP == want.GBP && v.Group == nil &&
 		!v.Learning && !v.L2miss && !v.L3miss && !v.Proxy && !v.FlowBased
 }
@@ -88,12 +90,6 @@ func (t *table) makeVXLAN(d *Device) (netlink.Link, error) {
 	klog.Infof("Made the VXLAN device %s", d.Name)
 	l, err := t.handle.LinkByName(d.Name)
 	return l, because(err, "looking for the device %s just made", d.Name)
-}
-
-// configured reports whether what a notification says of the device is what d
-// asks for.
-func (d *Device) configured(l rtnl.Link) bool {
-	return l.Name == d.Name && l.Up && l.MTU == d.MTU && (d.VXLAN == nil || l.MAC == d.VXLAN.MAC)
 }
 
 func macOf(hw net.HardwareAddr) (m MAC) {
@@ -138,6 +134,9 @@ func (t *table) configure(d *Device, l netlink.Link) (changed bool, err error) {
 		if !right(addr) {
 			set("address", func() error { return t.handle.AddrDel(l, &addr) })
 		}
+	}
+	if a.MasterIndex != 0 { // it would get frames, not packets
+		set("independence", func() error { return t.handle.LinkSetNoMaster(l) })
 	}
 	if a.Flags&net.FlagUp == 0 {
 		set("state", func() error { return t.handle.LinkSetUp(l) })

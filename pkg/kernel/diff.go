@@ -23,7 +23,7 @@ type op int8
 // In the order in which they are made: a new entry is complete before packets
 // are sent its way, and an old one is used no more before it is taken apart.
 const (
-	clearFDB op = iota // before setFDB, as an entry with two destinations cannot be replaced
+	clearFDB op = iota // before setFDB: not every entry can be replaced
 	setFDB
 	setNeigh
 	addHop
@@ -36,7 +36,9 @@ const (
 )
 
 // deletes reports whether a change takes something away and adds nothing.
-func (c *change) deletes() bool { return c.op >= delRoute || c.op == clearFDB }
+func (c *change) deletes() bool {
+	return c.op == delRoute || c.op == delHop || c.op == delNeigh || c.op == delFDB || c.op == clearFDB
+}
 
 func (c *change) String() string {
 	switch c.op {
@@ -79,13 +81,13 @@ func (c *change) entry() entry {
 	return routeEntry(c.route)
 }
 
-func routeEntry(r *Route) entry     { return entry{'r', uint64(slotOf(r.Dst))} }
-func neighEntry(n *Neighbour) entry { return entry{'n', uint64(keyOf(n.IP))} }
-func fdbEntry(f *FDBEntry) entry    { return entry{'f', uint64(f.MAC.key())} }
+func routeEntry(r *Route) entry     { return entry{'r', uint64(r.slot())} }
+func neighEntry(n *Neighbour) entry { return entry{'n', uint64(n.key())} }
+func fdbEntry(f *FDBEntry) entry    { return entry{'f', uint64(f.key())} }
 
 // diff lists what has to be done to get from h to want, of all there is.
 func diff(want State, h *have) []change {
-	d := differ{have: h}
+	d := differ{have: h, all: true}
 	d.routes(want.Routes)
 	for dst := range h.routes {
 		d.leftRoutes(dst)
@@ -95,9 +97,6 @@ func diff(want State, h *have) []change {
 	}
 	for _, r := range h.surplus {
 		d.deleteRoute(r)
-	}
-	for _, is := range h.hops.ours {
-		d.leave(is, 0)
 	}
 	d.neighbours(want.Neighbours)
 	for ip := range h.neighs {
@@ -117,17 +116,17 @@ func diffSince(before, want State, h *have) []change {
 	olds, news := apart(before.Routes, want.Routes)
 	d.routes(news)
 	for _, r := range olds {
-		d.leftRoutes(slotOf(r.Dst))
+		d.leftRoutes(r.slot())
 	}
 	oldNeighs, newNeighs := apart(before.Neighbours, want.Neighbours)
 	d.neighbours(newNeighs)
 	for _, n := range oldNeighs {
-		d.leftNeighbour(keyOf(n.IP))
+		d.leftNeighbour(n.key())
 	}
 	oldFDB, newFDB := apart(before.FDB, want.FDB)
 	d.entries(newFDB)
 	for _, f := range oldFDB {
-		d.leftEntry(f.MAC.key())
+		d.leftEntry(f.key())
 	}
 	return d.sorted()
 }
@@ -157,23 +156,49 @@ func apart[T any](a, b []*T) (onlyA, onlyB []*T) {
 // differ gathers changes.
 type differ struct {
 	have    *have
+	all     bool // not only what is not in both of two States
 	changes []change
 
-	// What of the wanted was looked at, and is not left over then.
-	wantedRoutes map[slot]bool
-	wantedNeighs map[ip4]bool
-	wantedFDB    map[mac48]bool
+	// What of the wanted is looked at, and is not left over then.
+	wantedRoutes wanted[Route, slot]
+	wantedNeighs wanted[Neighbour, ip4]
+	wantedFDB    wanted[FDBEntry, mac48]
 	// users are how many more routes will go through a hop afterwards.
 	users map[*hop]int
+}
+
+// wanted is a list that is asked for keys, mostly never.
+type wanted[E any, K comparable] struct {
+	list []*E
+	keys map[K]bool
+}
+
+func (w *wanted[E, K]) has(key K, of func(*E) K) bool {
+	if w.keys == nil {
+		w.keys = make(map[K]bool, len(w.list))
+		for _, e := range w.list {
+			w.keys[of(e)] = true
+		}
+	}
+	return w.keys[key]
 }
 
 func (d *differ) add(c change) { d.changes = append(d.changes, c) }
 
 // sorted ends the gathering.
 func (d *differ) sorted() []change {
-	for is, more := range d.users {
-		if is.users+more == 0 {
+	unused := func(is *hop) {
+		if is.users+d.users[is] == 0 {
 			d.add(change{op: delHop, hop: is})
+		}
+	}
+	if d.all {
+		for _, is := range d.have.hops.ours {
+			unused(is)
+		}
+	} else {
+		for is := range d.users {
+			unused(is)
 		}
 	}
 	slices.SortStableFunc(d.changes, func(a, b change) int { return cmp.Compare(a.op, b.op) })
@@ -197,10 +222,9 @@ func (d *differ) deleteRoute(r *haveRoute) {
 
 // routes looks at wanted routes and all that is in their slots.
 func (d *differ) routes(want []*Route) {
-	d.wantedRoutes = make(map[slot]bool, len(want))
+	d.wantedRoutes.list = want
 	for _, r := range want {
-		dst := slotOf(r.Dst)
-		d.wantedRoutes[dst] = true
+		dst := r.slot()
 		first := d.have.routes[dst]
 		stays, foreigner := pick(first, r)
 		// The host is itself on a link that is a part of the destination, whatever
@@ -208,7 +232,7 @@ func (d *differ) routes(want []*Route) {
 		// neighbours away from it.
 		link, taken := d.have.linked[dst]
 		taken = taken && r.Via.IsValid()
-		if !taken && stays == nil && foreigner {
+		if !taken && foreigner { // of several in a slot the kernel uses the first
 			link, taken = r.Dst, true
 		}
 		switch {
@@ -230,13 +254,13 @@ func (d *differ) routes(want []*Route) {
 }
 
 // pick finds the route among those to one destination that is as wanted, and
-// whether there is a foreign one.
+// whether there is a foreign one before it.
 func pick(first *haveRoute, r *Route) (right *haveRoute, foreigner bool) {
 	for t := first; t != nil; t = t.next {
 		if right == nil && t.claim == ours && !t.odd && t.Route == *r {
 			right = t
 		}
-		foreigner = foreigner || t.claim == foreign
+		foreigner = foreigner || t.claim == foreign && right == nil
 	}
 	return right, foreigner
 }
@@ -255,8 +279,8 @@ func (d *differ) setRoute(r *Route) {
 
 // leftRoutes deletes those of ours in a slot that nobody wants.
 func (d *differ) leftRoutes(dst slot) {
-	for t := d.have.routes[dst]; t != nil && !d.wantedRoutes[dst]; t = t.next {
-		if t.claim == ours {
+	for t := d.have.routes[dst]; t != nil; t = t.next {
+		if t.claim == ours && !d.wantedRoutes.has(dst, (*Route).slot) {
 			d.deleteRoute(t)
 		}
 	}
@@ -265,18 +289,17 @@ func (d *differ) leftRoutes(dst slot) {
 // leftGateways deletes nobody's routes through a gateway to a destination on
 // this host itself, see State.Local.
 func (d *differ) leftGateways(dst slot) {
-	for t := d.have.routes[dst]; t != nil && !d.wantedRoutes[dst]; t = t.next {
-		if t.claim == free && t.Via.IsValid() {
+	for t := d.have.routes[dst]; t != nil; t = t.next {
+		if t.claim == free && t.Via.IsValid() && !d.wantedRoutes.has(dst, (*Route).slot) {
 			d.deleteRoute(t)
 		}
 	}
 }
 
 func (d *differ) neighbours(want []*Neighbour) {
-	d.wantedNeighs = make(map[ip4]bool, len(want))
+	d.wantedNeighs.list = want
 	for _, n := range want {
-		d.wantedNeighs[keyOf(n.IP)] = true
-		if d.have.neighs[keyOf(n.IP)] != (haveNeighbour{n.MAC, true}) {
+		if d.have.neighs[n.key()] != (haveNeighbour{n.MAC, true}) {
 			d.add(change{op: setNeigh, neigh: n})
 		}
 	}
@@ -284,20 +307,19 @@ func (d *differ) neighbours(want []*Neighbour) {
 
 func (d *differ) leftNeighbour(ip ip4) {
 	// Those that are not permanent are the kernel's own business.
-	if t := d.have.neighs[ip]; t.permanent && !d.wantedNeighs[ip] {
+	if t := d.have.neighs[ip]; t.permanent && !d.wantedNeighs.has(ip, (*Neighbour).key) {
 		d.add(change{op: delNeigh, neigh: &Neighbour{ip.addr(), t.mac}})
 	}
 }
 
 func (d *differ) entries(want []*FDBEntry) {
-	d.wantedFDB = make(map[mac48]bool, len(want))
+	d.wantedFDB.list = want
 	for _, f := range want {
-		d.wantedFDB[f.MAC.key()] = true
-		there, ok := d.have.fdb[f.MAC.key()]
+		there, ok := d.have.fdb[f.key()]
 		if ok && there == (haveFDB{dst: keyOf(f.Dst)}) {
 			continue
 		}
-		if there.many {
+		if there.many || there.odd {
 			d.add(change{op: clearFDB, fdb: f})
 		}
 		d.add(change{op: setFDB, fdb: f})
@@ -305,7 +327,7 @@ func (d *differ) entries(want []*FDBEntry) {
 }
 
 func (d *differ) leftEntry(mac mac48) {
-	if _, ok := d.have.fdb[mac]; ok && !d.wantedFDB[mac] {
+	if _, ok := d.have.fdb[mac]; ok && !d.wantedFDB.has(mac, (*FDBEntry).key) {
 		d.add(change{op: delFDB, fdb: &FDBEntry{MAC: mac.mac()}})
 	}
 }

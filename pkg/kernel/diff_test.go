@@ -73,7 +73,7 @@ var claims = map[claim]string{ours: "own", free: "free", foreign: "foreign"}
 
 // there is what the kernel has: these routes in their slots.
 func there(routes ...string) *have {
-	h := newHave()
+	h := newHave(newHops())
 	for _, r := range haveRoutes(routes...) {
 		if id := r.raw.NextHop; id != 0 {
 			r.hop = h.hops.add(id, r.way())
@@ -146,12 +146,13 @@ func TestDiffRoutes(t *testing.T) {
 		{name: "foreign in the slot that looks the same", want: []string{wanted}, have: []string{"foreign " + wanted}, changes: []string{"conflict in " + set}},
 		{name: "foreign elsewhere", have: []string{"foreign 10.1.3.0/24 dev eth0"}},
 		{name: "foreign after the right one", want: []string{wanted}, have: []string{"own " + wanted, "foreign 10.1.2.0/24 dev eth0"}},
-		{name: "foreign before the right one", want: []string{wanted}, have: []string{"foreign 10.1.2.0/24 dev eth0", "own " + wanted}},
+		{name: "foreign before the right one, which the kernel does not use then", want: []string{wanted}, have: []string{"foreign 10.1.2.0/24 dev eth0", "own " + wanted},
+			changes: []string{"conflict in " + set, "deleting the route " + wanted + " [own " + wanted + "]"}},
 		{name: "foreign and a wrong one of ours", want: []string{wanted}, have: []string{"own 10.1.2.0/24 via 10.1.3.0 dev flannel.1 onlink", "foreign 10.1.2.0/24 dev eth0"},
 			changes: []string{"conflict in " + set, "deleting the route 10.1.2.0/24 via 10.1.3.0 dev flannel.1 onlink [own 10.1.2.0/24 via 10.1.3.0 dev flannel.1 onlink]"}},
 		{name: "foreign and nobody's", want: []string{wanted}, have: []string{"free 10.1.2.0/24 dev eth1", "foreign 10.1.2.0/24 dev eth0"}, changes: []string{"conflict in " + set}},
 		{name: "all three", want: []string{wanted}, have: []string{"foreign 10.1.2.0/24 dev eth0", "free 10.1.2.0/24 dev eth1", "own " + wanted, "own 10.1.2.0/24 dev eth2"},
-			changes: []string{"deleting the route 10.1.2.0/24 dev eth1 [free 10.1.2.0/24 dev eth1]", "deleting the route 10.1.2.0/24 dev eth2 [own 10.1.2.0/24 dev eth2]"}},
+			changes: []string{"conflict in " + set, "deleting the route " + wanted + " [own " + wanted + "]", "deleting the route 10.1.2.0/24 dev eth2 [own 10.1.2.0/24 dev eth2]"}},
 		{name: "several wrong in the slot: the first is replaced, the others deleted", want: []string{wanted},
 			have:    []string{"own 10.1.2.0/24 dev eth0", "free 10.1.2.0/24 dev eth1", "own 10.1.2.0/24 dev eth2"},
 			changes: []string{set, "deleting the route 10.1.2.0/24 dev eth1 [free 10.1.2.0/24 dev eth1]", "deleting the route 10.1.2.0/24 dev eth2 [own 10.1.2.0/24 dev eth2]"}},
@@ -195,7 +196,7 @@ func TestDiffNeighbours(t *testing.T) {
 		{name: "not wanted, not permanent", have: &haveNeighbour{mac1, false}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			h := newHave()
+			h := newHave(newHops())
 			if test.have != nil {
 				h.neighs[keyOf(a)] = *test.have
 			}
@@ -222,10 +223,10 @@ func TestDiffFDB(t *testing.T) {
 		{name: "second destination", want: []FDBEntry{e1}, have: []FDBEntry{e1, e2}, changes: []string{"first deleting " + mac, "setting " + text1}},
 		{name: "not wanted", have: []FDBEntry{e1}, changes: []string{"deleting " + mac}},
 		{name: "two destinations not wanted", have: []FDBEntry{e1, e2}, changes: []string{"deleting " + mac}},
-		{name: "odd", want: []FDBEntry{e1}, have: []FDBEntry{{MAC: mac1}}, changes: []string{"setting " + text1}},
+		{name: "odd", want: []FDBEntry{e1}, have: []FDBEntry{{MAC: mac1}}, changes: []string{"first deleting " + mac, "setting " + text1}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			h := newHave()
+			h := newHave(newHops())
 			for _, e := range test.have {
 				h.addFDB(rtnl.FDBEntry{MAC: e.MAC, Dst: e.Dst})
 			}
@@ -370,7 +371,7 @@ func TestDiffProperty(t *testing.T) {
 				want.FDB = append(want.FDB, &f)
 			}
 		})
-		h := newHave()
+		h := newHave(newHops())
 		var links []netip.Prefix
 		h.hops.none = r.IntN(4) == 0
 		if !h.hops.none {
@@ -380,7 +381,7 @@ func TestDiffProperty(t *testing.T) {
 					h.hops.add(id, w.way())
 				}
 			})
-			some(4, func() { h.hops.taken[firstHop+10+uint32(r.IntN(6))] = true })
+			some(4, func() { h.hops.taken[firstHop+10+uint32(r.IntN(6))] = rtnl.NextHop{} })
 			h.hops.last = firstHop + uint32(r.IntN(16))
 		}
 		some(10, func() { h.addRoute(hold(claim(r.IntN(3)))) })
@@ -397,7 +398,11 @@ func TestDiffProperty(t *testing.T) {
 				h.addRoute(right)
 			}
 		}
-		some(3, func() { h.addSurplus(hold(ours)) })
+		some(3, func() {
+			r := hold(ours)
+			r.raw.Metric = 1
+			h.addSurplus(r)
+		})
 		some(3, func() {
 			links = append(links, netip.PrefixFrom(dst().Addr(), 16+r.IntN(3)))
 			h.addLink(links[len(links)-1])
@@ -496,7 +501,7 @@ func TestDiffProperty(t *testing.T) {
 			fail("there is surplus")
 		}
 		for id, is := range h.hops.ours {
-			if !used[is] || h.hops.taken[id] {
+			if _, taken := h.hops.taken[id]; !used[is] || taken {
 				fail("the next hop %d, %v, is there for nothing or somebody else's", id, is)
 			}
 		}
@@ -588,7 +593,7 @@ func TestApart(t *testing.T) {
 func BenchmarkDiff(b *testing.B) {
 	// 8,000 peers, all as they ought to be: what each notification costs.
 	var want State
-	h := newHave()
+	h := newHave(newHops())
 	for i := range 8000 {
 		a, m := netip.AddrFrom4([4]byte{10, byte(i >> 8), byte(i), 0}), MAC{2, 0, 0, 0, byte(i >> 8), byte(i)}
 		r := Route{Dst: netip.PrefixFrom(a, 24), Via: a, Dev: "flannel.1", OnLink: true}

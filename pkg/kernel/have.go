@@ -36,6 +36,10 @@ type (
 
 func slotOf(p netip.Prefix) slot { return slot(keyOf(p.Addr()))<<8 | slot(p.Bits()) }
 
+func (r *Route) slot() slot    { return slotOf(r.Dst) }
+func (n *Neighbour) key() ip4  { return keyOf(n.IP) }
+func (f *FDBEntry) key() mac48 { return f.MAC.key() }
+
 func keyOf(a netip.Addr) ip4 {
 	four := a.As4()
 	return ip4(binary.BigEndian.Uint32(four[:]))
@@ -89,11 +93,11 @@ type haveFDB struct {
 	odd, many bool
 }
 
-func newHave() have {
+func newHave(hops hops) have {
 	return have{
 		routes: map[slot]*haveRoute{},
 		linked: map[slot]netip.Prefix{},
-		hops:   hops{ours: map[uint32]*hop{}, byWay: map[way]*hop{}, taken: map[uint32]bool{}},
+		hops:   hops,
 		neighs: map[ip4]haveNeighbour{},
 		fdb:    map[mac48]haveFDB{},
 	}
@@ -133,8 +137,8 @@ func (h *have) replaceRoute(r *haveRoute) {
 // dropRoute forgets a route that was deleted.
 func (h *have) dropRoute(gone *haveRoute) {
 	gone.hop.use(-1)
-	if i := slices.Index(h.surplus, gone); i >= 0 {
-		h.surplus = slices.Delete(h.surplus, i, i+1)
+	if gone.raw.Metric != 0 || gone.raw.TOS != 0 {
+		h.surplus = slices.DeleteFunc(h.surplus, func(r *haveRoute) bool { return r == gone })
 		return
 	}
 	first := h.routes[slotOf(gone.Dst)]
@@ -177,14 +181,14 @@ func fdbOf(e rtnl.FDBEntry) haveFDB {
 	return haveFDB{dst: keyOf(e.Dst)}
 }
 
-// way is what a route says of how to reach its destination.
+// way is what a route through a gateway says of how to reach its destination.
 type way struct {
-	via    netip.Addr
 	dev    string
+	via    ip4
 	onLink bool
 }
 
-func (r *Route) way() way { return way{r.Via, r.Dev, r.OnLink} }
+func (r *Route) way() way { return way{r.Dev, keyOf(r.Via), r.OnLink} }
 
 // hops are the kernel's next-hop objects. Routes through them are added in a
 // time that does not grow with the table, see rtnl.NextHop.
@@ -193,8 +197,8 @@ type hops struct {
 	none  bool
 	ours  map[uint32]*hop // by ID
 	byWay map[way]*hop
-	// taken are the IDs of others.
-	taken map[uint32]bool
+	// taken are those of others, by ID.
+	taken map[uint32]rtnl.NextHop
 	// last is the ID last given.
 	last uint32
 }
@@ -214,6 +218,10 @@ func (is *hop) use(by int) {
 
 // firstHop is where the IDs of ours begin: far from where others count up from.
 const firstHop = 102 << 24
+
+func newHops() hops {
+	return hops{ours: map[uint32]*hop{}, byWay: map[way]*hop{}, taken: map[uint32]rtnl.NextHop{}}
+}
 
 func (h *hops) add(id uint32, w way) *hop {
 	is := &hop{id: id, way: w}
@@ -236,7 +244,7 @@ func (h *hops) find(w way) (is *hop, fresh bool) {
 	}
 	for {
 		h.last = max(h.last+1, firstHop)
-		if h.ours[h.last] == nil && !h.taken[h.last] {
+		if _, taken := h.taken[h.last]; !taken && h.ours[h.last] == nil {
 			return h.add(h.last, w), true
 		}
 	}

@@ -67,6 +67,20 @@ func (h Host) OnLink(addr netip.Addr, dev string) bool {
 	return false
 }
 
+// Linked reports whether any address is on the link of the interface dev. While
+// it is down, none is.
+func (h Host) Linked(dev string) bool {
+	if h.hostRoutes == nil {
+		return false
+	}
+	for _, r := range h.to {
+		if r.OnLink && r.Dev == dev {
+			return true
+		}
+	}
+	return false
+}
+
 // same reports whether two say the same, though they may be two readings.
 func (h Host) same(other Host) bool {
 	return h == other || h.hostRoutes != nil && other.hostRoutes != nil && maps.Equal(h.to, other.to) && maps.Equal(h.devs, other.devs)

@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -66,7 +67,7 @@ func Run[T any](ctx context.Context, owner Owner, inputs <-chan T, plan Plan[T],
 	}
 	r := reconciler[T]{
 		table: table{owner: owner, handle: handle, socket: socket}, plan: plan, stale: true,
-		watcher: &watcher{notices: notices, bell: make(chan struct{}, 1)},
+		watcher: &watcher{notices: notices, bell: make(chan struct{}, 1), writing: make(chan struct{}, 1)},
 	}
 
 	var input T
@@ -81,31 +82,46 @@ func Run[T any](ctx context.Context, owner Owner, inputs <-chan T, plan Plan[T],
 	g.Go(func() error {
 		retry := backoff.NewExponentialBackOff()
 		retry.InitialInterval, retry.MaxInterval = 500*time.Millisecond, 30*time.Second
-		told := false // that something has changed in the kernel
+		told := false     // that something has changed in the kernel
+		var all time.Time // when the tables are to be read again
+		sooner := func(d time.Duration) {
+			if at := time.Now().Add(d); at.Before(all) {
+				all = at
+			}
+		}
 		for first := true; ; first = false {
 			begin := time.Now()
 			faults, failed, whole := r.compare(input)
-			if first && whole != nil {
+			if first && whole != nil && !errors.Is(whole, netlink.ErrDumpInterrupted) {
 				return whole
 			}
 			r.say(faults, failed)
 			synced(failed)
 			took := time.Since(begin)
 
-			next := compareEvery
-			switch {
-			case len(failed) == 0:
+			// What only a change in the input has brought about puts nothing off.
+			if r.readAll {
+				all = begin.Add(compareEvery)
+				if len(failed) > 0 {
+					sooner(retry.NextBackOff())
+				} else {
+					retry.Reset()
+				}
+				if told {
+					sooner(lookAgain)
+				}
+				told = false
+			} else if r.refused {
 				retry.Reset()
-			case r.freed: // there may be room now for what there was none for
-				next = settle
-			default:
-				next = retry.NextBackOff()
+				sooner(retry.NextBackOff())
 			}
-			if told {
-				next = min(next, lookAgain)
+			if r.torn {
+				sooner(lookAgain)
 			}
-			again := time.NewTimer(next)
-			told = false
+			if r.freed && len(failed) > 0 {
+				sooner(settle) // there may be room now for what there was none for
+			}
+			again := time.NewTimer(time.Until(all))
 			for due := false; !due; {
 				select {
 				case <-ctx.Done():
@@ -158,13 +174,20 @@ type reconciler[T any] struct {
 	// has failed.
 	want   State
 	failed map[entry]error
-	freed  bool // the last comparison has taken something away
 	said   map[string]bool
+
+	unread bool // the last try to read the tables has failed
+	// What came of the last comparison: whether all tables were read for it,
+	// whether the kernel has refused anything, whether anything was taken away.
+	readAll, refused, freed bool
 }
 
 // say logs what was not said last time.
 func (r *reconciler[T]) say(faults, failed []error) {
 	saying := map[string]bool{}
+	if r.unread { // and so nothing is known of all else
+		maps.Copy(saying, r.said)
+	}
 	once := func(errs []error, log func(text string)) {
 		for _, err := range errs {
 			text := sentence(err.Error())
@@ -193,12 +216,14 @@ func (r *reconciler[T]) compare(input T) (faults, failed []error, whole error) {
 		want, faults = r.plan(input, r.host)
 		r.stale = !sameDevice(want.Device, r.device)
 	}
-	all := r.stale
-	if all {
+	r.readAll, r.refused, r.freed, r.torn = r.stale, false, false, false
+	if r.readAll {
 		var err error
 		if want, faults, whole, err = r.read(input); err != nil {
+			r.unread = true
 			return faults, []error{err}, err
 		}
+		r.unread = false
 		r.stale = false
 		if whole != nil {
 			failed, r.stale = append(failed, whole), true
@@ -211,14 +236,18 @@ func (r *reconciler[T]) compare(input T) (faults, failed []error, whole error) {
 		want.Routes, want.Neighbours, want.FDB = without(want.Routes, want.Device.Name), nil, nil
 	}
 	var changes []change
-	if all {
+	if r.readAll {
 		r.failed = map[entry]error{}
 		changes = diff(want, &r.have)
 	} else {
 		r.forget(want)
 		changes = diffSince(r.want, want, &r.have)
 	}
-	done, err := r.apply(changes, &r.have, r.index, func(c *change, err error) { r.failed[c.entry()] = err })
+	r.watcher.writing <- struct{}{}
+	done, err := r.apply(changes, &r.have, r.index, func(c *change, err error) {
+		r.failed[c.entry()], r.refused = err, true
+	})
+	<-r.watcher.writing
 	if err != nil {
 		r.stale = true
 		return faults, append(failed, err), err

@@ -369,9 +369,10 @@ func watchHost(t *testing.T, h *lab.Host) *monitor {
 		}
 	}()
 	t.Cleanup(func() {
+		m.notices.Interrupt()
+		<-m.ended
 		m.notices.Close()
 		m.own.Close()
-		<-m.ended
 	})
 	return m
 }
@@ -714,6 +715,12 @@ func TestRunHeals(t *testing.T) {
 		{"next hop taken over", "ip route add 10.1.61.0/24 via 172.16.16.61 proto 102; ip nexthop replace $(ip nexthop show proto 102 dev eth0 | head -1 | cut -d' ' -f1,2) via 172.16.16.222 dev eth0 proto static"},
 		{"next hop nobody uses", "ip nexthop add id 1711280000 via 172.16.16.61 dev eth0 proto 102"},
 		{"next hop of another kind", "ip nexthop add id 1711280000 blackhole proto 102"},
+		{"FDB entry by next hops in place of ours", `
+			ip nexthop add id 5 via 172.16.17.60 fdb; ip nexthop add id 6 group 5 fdb
+			bridge fdb del 02:00:00:00:01:02 dev flannel.1; bridge fdb add 02:00:00:00:01:02 dev flannel.1 nhid 6; ip nexthop del id 5`},
+		{"learning turned on", "ip link set flannel.1 type vxlan id 1 learning"},
+		{"another source address", "ip link set flannel.1 type vxlan id 1 local 172.16.16.77"},
+		{"made a bridge's port", "ip link add br9 type bridge; ip link set flannel.1 master br9; ip link del br9; ip link add br9 type bridge; ip link set flannel.1 master br9; sleep 0.2; ip link del br9"},
 		{"all at once", `
 			ip link set flannel.1 down
 			ip link set flannel.1 address 02:00:00:00:00:98 mtu 1200
@@ -911,6 +918,14 @@ func TestRunConflict(t *testing.T) {
 	await(t, h, "ours alone", s)
 	r.awaitSynced(t)
 
+	// Somebody puts theirs in front of ours: it is the one that is used.
+	sh(h, "ip route prepend 10.1.3.0/24 via 172.16.16.33 proto static")
+	awaitFailed(t, r, "10.1.3.0/24")
+	await(t, h, "theirs, and not ours behind it", part, "route 10.1.3.0/24 via 172.16.16.33 dev eth0 proto static")
+	sh(h, "ip route del 10.1.3.0/24")
+	await(t, h, "ours again", s)
+	r.awaitSynced(t)
+
 	// The host is itself on a link that is a part of a peer's subnet, whatever
 	// the metric of its route there.
 	sh(h, "ip link set lo up; ip addr add 10.1.4.129/26 dev lo; ip route add 10.1.4.128/26 dev eth0 proto kernel scope link metric 100")
@@ -920,6 +935,95 @@ func TestRunConflict(t *testing.T) {
 	sh(h, "ip route del 10.1.4.128/26")
 	await(t, h, "all again", s)
 	r.awaitSynced(t)
+}
+
+// With net.ipv4.nexthop_compat_mode off the kernel shows of a route no more than
+// the number of its next hop: that is enough to know ours, and not to take a
+// route through a gateway for a link.
+func TestRunCompatModeOff(t *testing.T) {
+	h := newHost(t)
+	h.Sysctl("net/ipv4/nexthop_compat_mode", "0")
+	sh(h, "ip nexthop add id 50 via 172.16.16.50 dev eth0; ip route add 10.1.3.7/32 nhid 50 proto static")
+	s := vxlanState(t, h, 3)
+	r := start(t, h)
+	r.set(s)
+	r.awaitSynced(t)
+	m := watchHost(t, h)
+	m.awaitQuiet(t)
+	before := m.count()
+	r.stop(t)
+	r = start(t, h)
+	r.set(s)
+	r.awaitSynced(t)
+	if n := m.count() - before; n != 0 {
+		t.Errorf("%d changes, the last %s", n, m.last())
+	}
+	sh(h, "ip route del 10.1.2.0/24")
+	lab.Eventually(t, healing, "the deleted route", func() error {
+		if routes := h.Run("ip", "route"); strings.Count(routes, "proto 102") != 4 {
+			return errors.New(routes)
+		}
+		return nil
+	})
+}
+
+// Inputs that come all the time put off neither another try of what was refused
+// nor what there is room for again.
+func TestRunRetriesUnderInputs(t *testing.T) {
+	h := newHost(t)
+	sh(h, "ip link add flannel.1 type vxlan id 1 local 172.16.16.2 dev eth0 dstport 8472 nolearning maxaddress 2")
+	s := vxlanState(t, h, 4)
+	r := start(t, h)
+	stop := make(chan struct{})
+	ended := make(chan struct{})
+	defer func() { close(stop); <-ended }()
+	go func() {
+		defer close(ended)
+		for i := 0; ; i++ {
+			select {
+			case <-stop:
+				return
+			case <-time.After(30 * time.Millisecond):
+				next := s
+				next.Routes = append(slices.Clone(s.Routes), &Route{Dst: pfx("10.1.200.0/24"), Via: netip.AddrFrom4([4]byte{172, 16, 16, byte(200 + i%2)}), Dev: "eth0"})
+				r.set(next)
+			}
+		}
+	}()
+	wanting := func(n int) func() error {
+		return func() error {
+			if _, failed := r.synced(); len(failed) != n {
+				return fmt.Errorf("synced with %v", failed)
+			}
+			return nil
+		}
+	}
+	lab.Eventually(t, within, "failure of what there is no room for", wanting(2))
+	// Room is made by hand, of which flanneld learns; and it is its own doing that
+	// there is none for what the hand has put there.
+	sh(h, "ip link set flannel.1 type vxlan id 1 dev eth0 dstport 8472 maxaddress 100 || true; bridge fdb del 02:00:00:00:01:02 dev flannel.1; bridge fdb del 02:00:00:00:01:03 dev flannel.1")
+	lab.Eventually(t, within, "another try", wanting(2))
+	sh(h, "ip link del flannel.1")
+	lab.Eventually(t, within, "all with a device that has room", wanting(0))
+}
+
+// The interface is renamed: what works is not given up for what cannot be made.
+func TestRunInterfaceRenamed(t *testing.T) {
+	h := newHost(t)
+	s := vxlanState(t, h, 3)
+	s.Routes = s.Routes[:3]
+	r := start(t, h)
+	r.set(s)
+	r.awaitSynced(t)
+	index := linkIndex(t, h, "flannel.1")
+	sh(h, "ip link set eth0 down; ip link set eth0 name lan7; ip link set lan7 up")
+	time.Sleep(healing) // for what must not happen
+	if got := linkIndex(t, h, "flannel.1"); got != index {
+		t.Errorf("the device was made anew")
+	}
+	if routes := h.Run("ip", "route", "show", "dev", "flannel.1"); strings.Count(routes, "proto 102") != 3 {
+		t.Errorf("routes are\n%s", routes)
+	}
 }
 
 // What the kernel refuses keeps nothing else from being done, and is tried

@@ -33,6 +33,8 @@ type table struct {
 	handle *netlink.Handle // for links and addresses
 	socket *rtnl.Socket    // for all else
 	links  links
+	// torn says that something was read that changes faster than it can be read.
+	torn bool
 }
 
 // links are the host's interfaces.
@@ -60,10 +62,11 @@ func (l links) forget(index int32) {
 
 // readLinks notes the interfaces and returns those that are ours.
 func (t *table) readLinks() (mine []netlink.Link, err error) {
-	all, err := nldump.Whole(t.handle.LinkList)
+	all, torn, err := nldump.Whole(t.handle.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("listing the network interfaces: %w", err)
 	}
+	t.torn = t.torn || torn
 	t.links = links{map[int32]link{}, map[string]int32{}}
 	for _, l := range all {
 		a := l.Attrs()
@@ -88,21 +91,31 @@ func kindOf(l netlink.Link) string {
 // readRoutes reads the main table and the next hops: those that are ours and
 // those in their slots into have, the rest into a Host.
 func (t *table) readRoutes() (have, Host, error) {
+	var hops hops
+	err := t.whole(func() error {
+		hops = newHops()
+		if t.owner.plain {
+			hops.none = true
+			return nil
+		}
+		err := t.socket.NextHops(func(n rtnl.NextHop) { t.addHop(&hops, n) })
+		if errors.Is(err, unix.EOPNOTSUPP) { // before Linux 5.3
+			hops.none = true
+			return nil
+		}
+		return err
+	})
+	if err != nil {
+		return have{}, Host{}, fmt.Errorf("reading the next hops: %w", err)
+	}
 	var h have
 	var host Host
-	none := t.owner.plain
-	_, err := nldump.Whole(func() (any, error) {
-		h, host = newHave(), NewHost()
-		if !none {
-			err := t.socket.NextHops(func(n rtnl.NextHop) { t.addHop(&h, n) })
-			if errors.Is(err, unix.EOPNOTSUPP) { // before Linux 5.3
-				none = true
-			} else if err != nil {
-				return nil, err
-			}
+	err = t.whole(func() error {
+		h, host = newHave(hops), NewHost()
+		for _, is := range hops.ours {
+			is.users = 0
 		}
-		h.hops.none = none
-		return nil, t.socket.Routes(unix.RT_TABLE_MAIN, func(r rtnl.Route) { t.addRoute(&h, host, r) })
+		return t.socket.Routes(unix.RT_TABLE_MAIN, func(r rtnl.Route) { t.addRoute(&h, host, r) })
 	})
 	if err != nil {
 		return h, host, fmt.Errorf("reading the routing table: %w", err)
@@ -110,29 +123,41 @@ func (t *table) readRoutes() (have, Host, error) {
 	return h, host, nil
 }
 
-func (t *table) addHop(h *have, n rtnl.NextHop) {
+// whole reads something, again if it was torn.
+func (t *table) whole(read func() error) error {
+	_, torn, err := nldump.Whole(func() (any, error) { return nil, read() })
+	t.torn = t.torn || torn
+	return err
+}
+
+func (t *table) addHop(hops *hops, n rtnl.NextHop) {
 	switch {
 	case n.Protocol != t.owner.Protocol:
-		h.hops.taken[n.ID] = true
-	case n.Other:
-		h.hops.ours[n.ID] = &hop{id: n.ID} // whose way no route wants
+		hops.taken[n.ID] = n
+	case n.Other || !n.Gateway.IsValid():
+		hops.ours[n.ID] = &hop{id: n.ID} // whose way no route can want
 	default:
-		h.hops.add(n.ID, way{n.Gateway, t.links.byIndex[n.Link].name, n.OnLink})
+		hops.add(n.ID, way{t.links.byIndex[n.Link].name, keyOf(n.Gateway), n.OnLink})
 	}
 }
 
 func (t *table) addRoute(h *have, host Host, r rtnl.Route) {
-	link := t.links.byIndex[r.Link]
-	hr := &haveRoute{Route: Route{Dst: r.Dst, Via: r.Gateway, Dev: link.name, OnLink: r.OnLink}, raw: r}
-	marked := r.Protocol == t.owner.Protocol
-	hr.odd = !marked || r.Other || r.Multipath || r.Dead || r.Type != unix.RTN_UNICAST
+	hr := &haveRoute{raw: r}
 	if r.NextHop != 0 {
-		if hr.hop = h.hops.ours[r.NextHop]; hr.hop != nil {
-			hr.Via, hr.Dev, hr.OnLink = hr.hop.via, hr.hop.dev, hr.hop.onLink
-		} else {
-			hr.odd = true
+		hr.hop = h.hops.ours[r.NextHop]
+		// Where net.ipv4.nexthop_compat_mode is off, the kernel shows no more of a
+		// route than the number of its next hop.
+		if n, ok := h.hops.taken[r.NextHop]; ok {
+			r.Gateway, r.Link, r.Multipath = n.Gateway, n.Link, r.Multipath || n.Other
 		}
 	}
+	link := t.links.byIndex[r.Link]
+	hr.Route = Route{Dst: r.Dst, Via: r.Gateway, Dev: link.name, OnLink: r.OnLink}
+	if hr.hop != nil {
+		hr.Via, hr.Dev, hr.OnLink = hr.hop.via.addr(), hr.hop.dev, hr.hop.onLink
+	}
+	marked := r.Protocol == t.owner.Protocol
+	hr.odd = !marked || r.Other || r.Multipath || r.Dead || r.Type != unix.RTN_UNICAST || r.NextHop != 0 && hr.hop == nil
 	switch {
 	case marked || link.mine && r.Protocol != unix.RTPROT_KERNEL:
 		hr.claim = ours
@@ -150,7 +175,7 @@ func (t *table) addRoute(h *have, host Host, r rtnl.Route) {
 	if hr.claim == ours || r.TOS != 0 { // packets that routes are asked about here have none
 		return
 	}
-	onLink := r.Type == unix.RTN_UNICAST && !r.Multipath && !r.Gateway.IsValid() && !r.Via
+	onLink := r.Type == unix.RTN_UNICAST && !r.Multipath && !r.Gateway.IsValid() && !r.Via && link.name != ""
 	host.add(HostRoute{Dst: r.Dst, Dev: link.name, OnLink: onLink, Metric: int(r.Metric)})
 	if onLink && hr.claim == foreign {
 		h.addLink(r.Dst)
@@ -159,16 +184,16 @@ func (t *table) addRoute(h *have, host Host, r rtnl.Route) {
 
 // readEntries reads the neighbour and FDB entries of a device into h.
 func (t *table) readEntries(h *have, device int32) error {
-	_, err := nldump.Whole(func() (any, error) {
+	err := t.whole(func() error {
 		h.neighs = map[ip4]haveNeighbour{}
-		return nil, t.socket.Neighbours(device, func(n rtnl.Neighbour) { h.neighs[keyOf(n.IP)] = haveNeighbour{n.MAC, n.Permanent} })
+		return t.socket.Neighbours(device, func(n rtnl.Neighbour) { h.neighs[keyOf(n.IP)] = haveNeighbour{n.MAC, n.Permanent} })
 	})
 	if err != nil {
 		return fmt.Errorf("reading the neighbour table: %w", err)
 	}
-	_, err = nldump.Whole(func() (any, error) {
+	err = t.whole(func() error {
 		h.fdb = map[mac48]haveFDB{}
-		return nil, t.socket.FDB(device, h.addFDB)
+		return t.socket.FDB(device, h.addFDB)
 	})
 	if err != nil {
 		return fmt.Errorf("reading the FDB: %w", err)
@@ -207,6 +232,9 @@ func (t *table) apply(changes []change, h *have, device int32, failed func(*chan
 			if c.deletes() {
 				err = gone(err)
 			}
+			if c.op == delRoute && c.old.hop != nil && errors.Is(err, unix.EINVAL) {
+				err = nil // it has gone with its next hop
+			}
 			switch {
 			case err == nil:
 				t.note(h, c)
@@ -214,6 +242,10 @@ func (t *table) apply(changes []change, h *have, device int32, failed func(*chan
 				if klog.V(2).Enabled() {
 					klog.Infof("%v", c)
 				}
+			case c.op == setRoute && c.hop != nil && c.hop.users > 0 && errors.Is(err, unix.EINVAL):
+				// The next hop has gone since it was read, and the route with it.
+				h.hops.drop(c.hop)
+				t.torn = true
 			case c.op == addHop:
 				// The routes that want it fail for the same reason, and say so.
 				h.hops.drop(c.hop)

@@ -107,6 +107,8 @@ type watcher struct {
 	device atomic.Int32
 	// bell holds a value when there are news.
 	bell chan struct{}
+	// writing holds a value while the tables are written, and never more than one.
+	writing chan struct{}
 
 	mu   sync.Mutex
 	news news
@@ -115,15 +117,21 @@ type watcher struct {
 // run gathers news until ctx ends, or returns the error of netlink itself, and
 // closes the socket.
 func (w *watcher) run(ctx context.Context) error {
-	var g errgroup.Group
 	ended := make(chan struct{})
+	var g errgroup.Group
 	g.Go(func() error {
 		select {
 		case <-ctx.Done():
 		case <-ended:
 		}
-		return w.notices.Close() // ends Receive
+		return w.notices.Interrupt()
 	})
+	err := w.gather(ctx)
+	close(ended)
+	return errors.Join(err, g.Wait(), w.notices.Close())
+}
+
+func (w *watcher) gather(ctx context.Context) error {
 	for {
 		err := w.notices.Receive(func(m rtnl.Message) {
 			w.mu.Lock()
@@ -131,18 +139,15 @@ func (w *watcher) run(ctx context.Context) error {
 			w.mu.Unlock()
 		})
 		if ctx.Err() != nil {
-			return g.Wait()
-		}
-		if errors.Is(err, rtnl.ErrMissed) {
-			w.mu.Lock()
-			w.news = news{changed: true}
-			w.mu.Unlock()
-		} else if err != nil {
-			close(ended)
-			_ = g.Wait() // err is why
-			return err
+			return nil
 		}
 		w.mu.Lock()
+		if errors.Is(err, rtnl.ErrMissed) {
+			w.news = news{changed: true}
+		} else if err != nil {
+			w.mu.Unlock()
+			return err
+		}
 		quiet := w.news.empty()
 		w.mu.Unlock()
 		if !quiet {
@@ -151,6 +156,9 @@ func (w *watcher) run(ctx context.Context) error {
 			default:
 			}
 		}
+		// Nothing is read while the tables are written: the news would be of that.
+		w.writing <- struct{}{}
+		<-w.writing
 	}
 }
 
@@ -195,9 +203,7 @@ func (n *news) contradicts(h *have, d *Device, device int32, t *table, matters f
 		switch {
 		case l.deleted && !known:
 		case d != nil && index == device:
-			if l.deleted || !d.configured(l.Link) {
-				return true
-			}
+			return true // there is more to it than is told here
 		case l.deleted || was != now:
 			if was.mine || now.mine || matters(now.name) || known && matters(was.name) {
 				return true

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -14,15 +13,19 @@ import (
 var ErrMissed = errors.New("notifications from the kernel were dropped")
 
 // Notices is a socket on which the kernel tells what others have changed.
+//
+// It is waited for in poll(2), not by Go's own poller, so that nobody is woken
+// for each notice of a flood while nobody is in Receive: that would cost whoever
+// causes the flood more than the changes themselves.
 type Notices struct {
-	file   *os.File
-	raw    syscall.RawConn
+	fd     int
+	stop   int // an eventfd that ends poll
 	buffer []byte
 }
 
 // roomForNotices is the receive buffer in bytes. It has to hold what comes while
-// nobody reads, about a KiB a notice: here the flush of a table of thousands.
-const roomForNotices = 16 << 20
+// nobody reads, about a KiB a notice: the change of a table of ten thousands.
+const roomForNotices = 32 << 20
 
 // Subscribe opens a socket for the given groups (RTNLGRP_ numbers of
 // rtnetlink(7)) in the network namespace of the calling thread. A group that
@@ -37,18 +40,20 @@ func Subscribe(own *Socket, groups ...int) (*Notices, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening a netlink socket: %w", err)
 	}
-	n := &Notices{file: os.NewFile(uintptr(fd), "netlink"), buffer: make([]byte, bufferSize)}
-	if err := n.set(fd, own, groups); err != nil {
+	stop, err := unix.Eventfd(0, unix.EFD_CLOEXEC)
+	if err != nil {
+		unix.Close(fd)
+		return nil, os.NewSyscallError("eventfd", err)
+	}
+	n := &Notices{fd: fd, stop: stop, buffer: make([]byte, bufferSize)}
+	if err := set(fd, own, groups); err != nil {
 		n.Close()
 		return nil, fmt.Errorf("subscribing to the kernel's notifications: %w", err)
 	}
 	return n, nil
 }
 
-func (n *Notices) set(fd int, own *Socket, groups []int) (err error) {
-	if n.raw, err = n.file.SyscallConn(); err != nil {
-		return err
-	}
+func set(fd int, own *Socket, groups []int) error {
 	port, err := own.port()
 	if err != nil {
 		return err
@@ -85,29 +90,49 @@ func leaveOut(fd int, port uint32) error {
 		&unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]})
 }
 
-// Receive waits for notices and calls each with one after the other; its data is
-// good until each returns. ErrMissed tells that some were dropped; another error
-// is for good, os.ErrClosed after Close.
+// Receive waits for notices and calls each with all that there are, one after
+// the other; their data is good until each returns. ErrMissed tells that some
+// were dropped; another error is for good, os.ErrClosed after Interrupt.
 func (n *Notices) Receive(each func(Message)) error {
-	var size int
-	var err error
-	if n.raw.Read(func(fd uintptr) bool {
-		size, _, err = unix.Recvfrom(int(fd), n.buffer, 0)
-		return !errors.Is(err, unix.EAGAIN) && !errors.Is(err, unix.EINTR)
-	}) != nil {
+	waiting := []unix.PollFd{{Fd: int32(n.fd), Events: unix.POLLIN}, {Fd: int32(n.stop), Events: unix.POLLIN}}
+	for {
+		_, err := unix.Poll(waiting, -1)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		if err != nil {
+			return os.NewSyscallError("poll", err)
+		}
+		break
+	}
+	if waiting[1].Revents != 0 {
 		return os.ErrClosed
 	}
-	switch {
-	case errors.Is(err, unix.ENOBUFS):
-		return ErrMissed
-	case err != nil:
-		return fmt.Errorf("reading the kernel's notifications: %w", err)
+	for {
+		size, _, err := unix.Recvfrom(n.fd, n.buffer, 0)
+		switch {
+		case errors.Is(err, unix.EAGAIN):
+			return nil
+		case errors.Is(err, unix.EINTR):
+			continue
+		case errors.Is(err, unix.ENOBUFS):
+			return ErrMissed
+		case err != nil:
+			return fmt.Errorf("reading the kernel's notifications: %w", err)
+		}
+		for h, m := range parts(n.buffer[:size]) {
+			each(Message{h.kind, m})
+		}
 	}
-	for h, m := range parts(n.buffer[:size]) {
-		each(Message{h.kind, m})
-	}
-	return nil
 }
 
-// Close ends Receive.
-func (n *Notices) Close() error { return n.file.Close() }
+// Interrupt ends Receive, also when it is called later.
+func (n *Notices) Interrupt() error {
+	_, err := unix.Write(n.stop, order.AppendUint64(nil, 1))
+	return os.NewSyscallError("write to an eventfd", err)
+}
+
+// Close closes the socket. Receive must have ended.
+func (n *Notices) Close() error {
+	return errors.Join(unix.Close(n.fd), unix.Close(n.stop))
+}

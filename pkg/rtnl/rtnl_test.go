@@ -344,10 +344,11 @@ func TestNotices(t *testing.T) {
 		ip link set vx0 down`)
 	expect("next hop 6", "route 10.2.2.0/24", "neighbour 10.1.3.0", "FDB 192.0.2.2", "address 10.1.1.1/32 invalid IP",
 		"address 10.1.1.2/32 10.1.1.3", "route 10.1.1.3/32", "link vx0 vxlan up true mtu 1400")
-	notices.Close()
+	h.must(notices.Interrupt())
 	if err := <-ended; !errors.Is(err, os.ErrClosed) {
 		t.Errorf("Receive ended with %v", err)
 	}
+	h.must(notices.Close())
 }
 
 // Whatever a message holds, reading it does no harm.
