@@ -2,9 +2,11 @@ package backend
 
 import (
 	"fmt"
+	"net/netip"
 	"slices"
 
 	"flanneld/pkg/kernel"
+	"flanneld/pkg/prefix"
 	"flanneld/subnet"
 )
 
@@ -32,36 +34,51 @@ type Paths struct {
 	leases []*subnet.Lease
 	paths  []Path
 	faults []error
-	// macs are those of paths' FDB entries, zero for none: all that is looked at
-	// of other paths when one changes. clashing says that some are the same.
-	macs     []kernel.MAC
+	// keys are what no two paths may share, all that is looked at of other paths
+	// when one changes. clashing says that some are the same.
+	keys     []keys
 	clashing bool
+}
+
+// keys are those of a path's entries, zero for none.
+type keys struct {
+	mac kernel.MAC // of the FDB entry
+	ip  netip.Addr // of the neighbour
 }
 
 // Set adds the paths to the peers among leases to a state. There is a fault for
 // each peer that there is no path to.
 func (p *Paths) Set(want *kernel.State, leases []*subnet.Lease, view kernel.Host) (faults []error) {
 	n := len(leases)
-	paths, errs, macs := make([]Path, n), make([]error, n), make([]kernel.MAC, n)
+	paths, errs, ks := make([]Path, n), make([]error, n), make([]keys, n)
 	var fresh []int // the leases that were not in the last set
 	for i, j := 0, 0; i < n; i++ {
 		// Both sets are in order of subnets, or else more is looked at than need be.
-		for j < len(p.leases) && p.leases[j] != leases[i] && p.leases[j].Subnet.Compare(leases[i].Subnet) < 0 {
+		for j < len(p.leases) && p.leases[j] != leases[i] && prefix.Compare(p.leases[j].Subnet, leases[i].Subnet) < 0 {
 			j++
 		}
 		if j < len(p.leases) && p.leases[j] == leases[i] && view == p.view {
-			paths[i], errs[i], macs[i] = p.paths[j], p.faults[j], p.macs[j]
+			paths[i], errs[i], ks[i] = p.paths[j], p.faults[j], p.keys[j]
 			j++
 			continue
 		}
-		if paths[i], errs[i] = p.path(leases[i], view); paths[i].FDB != nil {
-			macs[i] = paths[i].FDB.MAC
-		}
+		paths[i], errs[i] = p.path(leases[i], view)
+		ks[i] = paths[i].keys()
 		fresh = append(fresh, i)
 	}
-	p.clashing = clash(macs, fresh, p.clashing)
-	p.view, p.leases, p.paths, p.faults, p.macs = view, leases, paths, errs, macs
+	p.clashing = clash(ks, fresh, p.clashing)
+	p.view, p.leases, p.paths, p.faults, p.keys = view, leases, paths, errs, ks
 	return p.fill(want)
+}
+
+func (p Path) keys() (k keys) {
+	if p.FDB != nil {
+		k.mac = p.FDB.MAC
+	}
+	if p.Neighbour != nil {
+		k.ip = p.Neighbour.IP
+	}
+	return k
 }
 
 func (p *Paths) path(l *subnet.Lease, view kernel.Host) (Path, error) {
@@ -81,18 +98,15 @@ func (p *Paths) fill(want *kernel.State) (faults []error) {
 		if p.faults[i] != nil {
 			faults = append(faults, p.faults[i])
 		}
-		if path.FDB != nil {
-			holder := i
-			if p.clashing {
-				holder = holders[p.macs[i]]
-			}
-			switch {
-			case holder != i && p.paths[holder].FDB.Dst != path.FDB.Dst:
-				faults = append(faults, fmt.Errorf("leaving out the lease of %v: its VtepMAC %v is also that of %v; if both hosts are there, delete the device %s on one of them and restart flanneld there",
-					p.leases[i], p.macs[i], p.leases[holder], path.Route.Dev))
+		fdb := path.FDB
+		if p.clashing && path.Route != nil {
+			fault, shared := p.yields(i, holders)
+			if fault != nil {
+				faults = append(faults, fault)
 				continue
-			case holder == i: // one entry for a host with several leases
-				want.FDB = append(want.FDB, path.FDB)
+			}
+			if shared { // one entry for a host with several leases
+				fdb = nil
 			}
 		}
 		if path.Route != nil {
@@ -101,46 +115,74 @@ func (p *Paths) fill(want *kernel.State) (faults []error) {
 		if path.Neighbour != nil {
 			want.Neighbours = append(want.Neighbours, path.Neighbour)
 		}
+		if fdb != nil {
+			want.FDB = append(want.FDB, fdb)
+		}
 	}
 	return faults
 }
 
-// holders are the leases whose FDB entry counts, if some have one MAC. A host
+// holders are the leases whose entries count, by a key that is in several. A host
 // that has changed its address or subnet may have an old lease left: what was
 // written last counts.
-func (p *Paths) holders() map[kernel.MAC]int {
+func (p *Paths) holders() map[any]int {
 	if !p.clashing {
 		return nil
 	}
-	holders := map[kernel.MAC]int{}
-	for i, mac := range p.macs {
-		if other, ok := holders[mac]; !ok || p.leases[other].Revision < p.leases[i].Revision {
-			holders[mac] = i
+	holders := map[any]int{}
+	hold := func(key any, i int) {
+		if other, ok := holders[key]; !ok || p.leases[other].Revision < p.leases[i].Revision {
+			holders[key] = i
+		}
+	}
+	for i, k := range p.keys {
+		if k.ip.IsValid() {
+			hold(k.ip, i)
+		}
+	}
+	for i, k := range p.keys {
+		if k.mac != (kernel.MAC{}) && holders[k.ip] == i { // not of what is left out already
+			hold(k.mac, i)
 		}
 	}
 	return holders
 }
 
-// few is how many fresh MACs are each compared with all others. For more, a map
+// yields says why the i-th lease is left out for another's sake, if it is, and
+// whether its FDB entry is also that of another.
+func (p *Paths) yields(i int, holders map[any]int) (fault error, shared bool) {
+	k := p.keys[i]
+	if holder, ok := holders[k.ip]; ok && holder != i {
+		return fmt.Errorf("leaving out the lease of %v: it overlaps that of %v, and both begin with one address", p.leases[i], p.leases[holder]), false
+	}
+	holder, ok := holders[k.mac]
+	if ok && p.paths[holder].FDB.Dst != p.paths[i].FDB.Dst {
+		return fmt.Errorf("leaving out the lease of %v: its VtepMAC %v is also that of %v; if both hosts are there, delete the device %s on one of them and restart flanneld there",
+			p.leases[i], k.mac, p.leases[holder], p.paths[i].Route.Dev), false
+	}
+	return nil, ok && holder != i
+}
+
+// few is how many fresh keys are each compared with all others. For more, a map
 // of all is less work.
 const few = 16
 
-// clash reports whether some MACs are the same. Those that are not fresh were
+// clash reports whether some keys are the same. Those that are not fresh were
 // looked at before, with the result in before.
-func clash(macs []kernel.MAC, fresh []int, before bool) bool {
-	none := kernel.MAC{}
+func clash(all []keys, fresh []int, before bool) bool {
 	if before || len(fresh) > few {
-		seen := make(map[kernel.MAC]bool, len(macs))
-		for _, mac := range macs {
-			if seen[mac] && mac != none {
+		macs, ips := make(map[kernel.MAC]bool, len(all)), make(map[netip.Addr]bool, len(all))
+		for _, k := range all {
+			if k != (keys{}) && (macs[k.mac] || ips[k.ip]) {
 				return true
 			}
-			seen[mac] = true
+			macs[k.mac], ips[k.ip] = true, true
 		}
 		return false
 	}
 	for _, i := range fresh {
-		if macs[i] != none && (slices.Contains(macs[:i], macs[i]) || slices.Contains(macs[i+1:], macs[i])) {
+		same := func(k keys) bool { return k.mac == all[i].mac || k.ip == all[i].ip }
+		if all[i] != (keys{}) && (slices.ContainsFunc(all[:i], same) || slices.ContainsFunc(all[i+1:], same)) {
 			return true
 		}
 	}

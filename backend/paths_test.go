@@ -68,7 +68,7 @@ func TestPaths(t *testing.T) {
 		return l
 	}
 	paths := newPaths()
-	set := make([]*subnet.Lease, 40) // by subnet, nil where there is none
+	set := make([]*subnet.Lease, 80) // by subnet, two for each, nil where there is none
 	view := views[0]
 	var before kernel.State
 	for round := range 3000 {
@@ -78,8 +78,9 @@ func TestPaths(t *testing.T) {
 		}
 		for range edits {
 			i := r.IntN(len(set))
-			if set[i] = nil; r.IntN(3) > 0 {
-				set[i] = fresh(i)
+			if set[i] = nil; r.IntN(3) > 0 && (i%2 == 0 || r.IntN(10) == 0) {
+				set[i] = fresh(i / 2)
+				set[i].Subnet = netip.PrefixFrom(set[i].Subnet.Addr(), 24+i%2)
 			}
 		}
 		if r.IntN(20) == 0 {
@@ -96,6 +97,13 @@ func TestPaths(t *testing.T) {
 		wanted := fmt.Sprint(newPaths().Set(&want, leases, view))
 		if d := cmp.Diff(want.String()+wanted, got.String()+faults); d != "" {
 			t.Fatalf("round %d, %v (-alone +after others):\n%s", round, leases, d)
+		}
+		neighbours := map[netip.Addr]bool{}
+		for _, n := range got.Neighbours {
+			if neighbours[n.IP] {
+				t.Fatalf("round %d: two neighbours %v", round, n.IP)
+			}
+			neighbours[n.IP] = true
 		}
 		if edits == 0 && len(got.FDB) == len(before.FDB) {
 			for i := range got.FDB {

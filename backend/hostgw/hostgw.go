@@ -46,6 +46,10 @@ func newPlan(host backend.Host, own netip.Prefix) kernel.Plan[[]*subnet.Lease] {
 	paths := backend.Paths{
 		Filter: backend.Filter{Host: host, Type: Type, Own: own},
 		To: func(peer *subnet.Lease, view kernel.Host) (backend.Path, error) {
+			if !view.Linked(host.Interface.Name) {
+				// Not of each peer: it is the same for all, and may come and go.
+				return backend.Path{}, fmt.Errorf("no peer can be reached: nothing is on the link of %s, which may be down", host.Interface.Name)
+			}
 			if !view.OnLink(peer.PublicIP, host.Interface.Name) {
 				return backend.Path{}, fmt.Errorf("the peer %v cannot be reached: its address is not on the link of %s, which host-gw needs; vxlan with DirectRouting does without",
 					peer, host.Interface.Name)

@@ -14,6 +14,7 @@ import (
 	"net"
 	"net/netip"
 	"strconv"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 
@@ -113,6 +114,9 @@ func (b *vxlan) newPlan(own netip.Prefix) kernel.Plan[[]*subnet.Lease] {
 	}
 	return func(leases []*subnet.Lease, view kernel.Host) (want kernel.State, faults []error) {
 		want = frame
+		if !b.directRouting {
+			view = kernel.Host{} // whatever it says makes no difference
+		}
 		faults = paths.Set(&want, leases, view)
 		return want, faults
 	}
@@ -143,7 +147,11 @@ func vtepMAC(data json.RawMessage) (kernel.MAC, error) {
 	if len(data) == 0 {
 		return kernel.MAC{}, errors.New("it has no BackendData with a VtepMAC")
 	}
-	if err := json.Unmarshal(data, &d); err != nil {
+	// As nearly every host writes it. Reading that of thousands as JSON would be a
+	// tenth of the time that a start takes.
+	if text, ok := strings.CutPrefix(string(data), `{"VtepMAC":"`); ok && len(text) == len(`00:00:00:00:00:00"}`) && strings.HasSuffix(text, `"}`) {
+		d.VtepMAC = strings.TrimSuffix(text, `"}`)
+	} else if err := json.Unmarshal(data, &d); err != nil {
 		return kernel.MAC{}, fmt.Errorf("its BackendData cannot be read: %w", err)
 	}
 	hw, err := net.ParseMAC(d.VtepMAC)
