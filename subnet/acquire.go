@@ -26,7 +26,7 @@ type Remembered struct {
 }
 
 // was reports whether l is, unchanged, the lease the host had then.
-func (r Remembered) was(l Lease) bool {
+func (r Remembered) was(l *Lease) bool {
 	return r.PublicIP.IsValid() && r.PublicIP == l.PublicIP && r.Subnet == l.Subnet && r.Revision == l.Revision
 }
 
@@ -56,7 +56,13 @@ func Acquire(ctx context.Context, store Store, config Config, own Attrs, last Re
 		var none noFreeSubnet
 		switch {
 		case err == nil:
-			return lease, seen, nil
+			// What was seen is where Follow begins. It has to be of the store that the
+			// lease is in, which may have lost its data before it took the lease, and
+			// without what was removed on the way.
+			if a.removed || lease.Revision <= seen.revision {
+				seen, err = look(ctx, store)
+			}
+			return lease, seen, err
 		case errors.As(err, &none):
 			a.say("No subnet for this host yet: %v", err)
 			err = sleep(ctx, wait.NextBackOff())
@@ -77,10 +83,12 @@ type acquisition struct {
 	value  string
 	last   Remembered
 	said   map[string]bool
+
+	removed bool // a lease of this host's
 }
 
 // say logs what is found on the way, once, however many tries there are.
-func (a acquisition) say(format string, args ...any) {
+func (a *acquisition) say(format string, args ...any) {
 	if text := fmt.Sprintf(format, args...); !a.said[text] {
 		a.said[text] = true
 		klog.Warning(text)
@@ -96,24 +104,24 @@ func (e noFreeSubnet) Error() string {
 }
 
 // once goes through the ways to get a lease, given the leases of this moment.
-func (a acquisition) once(ctx context.Context, seen Snapshot) (Lease, error) {
-	var leases []Lease
-	consider := func(l Lease) {
+func (a *acquisition) once(ctx context.Context, seen Snapshot) (Lease, error) {
+	var leases []*Lease
+	consider := func(l *Lease) {
 		if l.PublicIP == a.own.PublicIP || prefix.Contains(a.config.Network, l.Subnet) {
 			leases = append(leases, l) // what lies outside the network is in nobody's way
 		}
 	}
 	for _, l := range seen.leases {
-		consider(*l)
+		consider(l)
 	}
 	for _, u := range seen.unreadable { // its subnet is taken all the same; Follow warns of it
 		if subnet, err := ParseKey(u.Key); err == nil {
-			consider(Lease{Subnet: subnet, Expires: u.Expires, Revision: u.Revision})
+			consider(&Lease{Subnet: subnet, Expires: u.Expires, Revision: u.Revision})
 		}
 	}
-	if mine, ok, err := a.mine(ctx, leases); err != nil {
+	if mine, err := a.mine(ctx, leases); err != nil {
 		return Lease{}, err
-	} else if ok {
+	} else if mine != nil {
 		klog.Infof("Taking over the lease of %v, which bears this host's address", mine.Subnet)
 		return a.take(ctx, mine)
 	}
@@ -126,9 +134,9 @@ func (a acquisition) once(ctx context.Context, seen Snapshot) (Lease, error) {
 // mine finds the lease that bears this host's address, and removes those that
 // do but no longer fit the config. Of several, a reservation comes first, as an
 // operator made it on purpose, then the one used last.
-func (a acquisition) mine(ctx context.Context, leases []Lease) (mine Lease, ok bool, err error) {
-	better := func(l Lease) bool {
-		return !ok || l.Reserved() && !mine.Reserved() || l.Reserved() == mine.Reserved() && l.Subnet == a.last.Subnet
+func (a *acquisition) mine(ctx context.Context, leases []*Lease) (mine *Lease, err error) {
+	better := func(l *Lease) bool {
+		return mine == nil || l.Reserved() && !mine.Reserved() || l.Reserved() == mine.Reserved() && l.Subnet == a.last.Subnet
 	}
 	for _, l := range leases {
 		switch {
@@ -136,18 +144,19 @@ func (a acquisition) mine(ctx context.Context, leases []Lease) (mine Lease, ok b
 		case !a.config.Fits(l.Subnet):
 			a.say("Removing this host's lease of %v, which is none of the network's subnets any more (%v)", l.Subnet, a.config)
 			if err := a.store.Delete(ctx, FormatKey(l.Subnet), l.Revision); err != nil {
-				return Lease{}, false, err
+				return nil, err
 			}
+			a.removed = true
 		case better(l):
-			mine, ok = l, true
+			mine = l
 		}
 	}
-	return mine, ok, nil
+	return mine, nil
 }
 
 // again asks for the subnet this host had when it last ran. It returns the zero
 // Lease where that is not to be had.
-func (a acquisition) again(ctx context.Context, leases []Lease) (Lease, error) {
+func (a *acquisition) again(ctx context.Context, leases []*Lease) (Lease, error) {
 	subnet := a.last.Subnet
 	if !subnet.IsValid() {
 		return Lease{}, nil
@@ -178,7 +187,7 @@ func (a acquisition) again(ctx context.Context, leases []Lease) (Lease, error) {
 
 // free leases some subnet that nobody has. Which one is left to chance, so that
 // hosts that start together seldom want the same.
-func (a acquisition) free(ctx context.Context, leases []Lease) (Lease, error) {
+func (a *acquisition) free(ctx context.Context, leases []*Lease) (Lease, error) {
 	taken := newTaken(a.config, leases)
 	for range conflictsBeforeList {
 		n := taken.free()
@@ -198,7 +207,7 @@ func (a acquisition) free(ctx context.Context, leases []Lease) (Lease, error) {
 	return Lease{}, ErrConflict
 }
 
-func (a acquisition) create(ctx context.Context, subnet netip.Prefix) (Lease, error) {
+func (a *acquisition) create(ctx context.Context, subnet netip.Prefix) (Lease, error) {
 	e, err := a.store.Create(ctx, FormatKey(subnet), a.value, TTL)
 	if err != nil {
 		return Lease{}, err
@@ -206,7 +215,7 @@ func (a acquisition) create(ctx context.Context, subnet netip.Prefix) (Lease, er
 	return Lease{Subnet: subnet, Attrs: a.own, Expires: e.Expires, Revision: e.Revision}, nil
 }
 
-func (a acquisition) take(ctx context.Context, l Lease) (Lease, error) {
+func (a *acquisition) take(ctx context.Context, l *Lease) (Lease, error) {
 	e, err := a.store.Update(ctx, FormatKey(l.Subnet), l.Revision, a.value, ttlOf(l))
 	if err != nil {
 		return Lease{}, err
@@ -216,7 +225,7 @@ func (a acquisition) take(ctx context.Context, l Lease) (Lease, error) {
 
 // ttlOf is the TTL to write a lease with: none for what is reserved, so that it
 // stays reserved.
-func ttlOf(l Lease) time.Duration {
+func ttlOf(l *Lease) time.Duration {
 	if l.Reserved() {
 		return 0
 	}

@@ -11,6 +11,8 @@ import (
 
 	"golang.org/x/sync/errgroup"
 	"k8s.io/klog/v2"
+
+	"flanneld/pkg/prefix"
 )
 
 const (
@@ -124,12 +126,21 @@ func look(ctx context.Context, store Store) (s Snapshot, err error) {
 	return s, nil
 }
 
-func bySubnet(a, b *Lease) int { return a.Subnet.Compare(b.Subnet) }
+func bySubnet(a, b *Lease) int { return prefix.Compare(a.Subnet, b.Subnet) }
 
 // find is where the lease of a subnet is in a set that is in order of subnets,
 // or would have to be.
 func find(leases []*Lease, subnet netip.Prefix) (i int, there bool) {
-	return slices.BinarySearchFunc(leases, subnet, func(l *Lease, p netip.Prefix) int { return l.Subnet.Compare(p) })
+	return slices.BinarySearchFunc(leases, subnet, func(l *Lease, p netip.Prefix) int { return prefix.Compare(l.Subnet, p) })
+}
+
+// Merge makes one set of two that have no subnet in common, in order of subnets.
+func Merge(a, b []*Lease) []*Lease {
+	all := slices.Concat(a, b)
+	if len(a) > 0 && len(b) > 0 {
+		slices.SortFunc(all, bySubnet)
+	}
+	return all
 }
 
 // with puts a lease into a set, in the place of another of its subnet.

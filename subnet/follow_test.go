@@ -157,3 +157,63 @@ func TestFollowBehind(t *testing.T) {
 		}
 	})
 }
+
+// wiped is a store that loses all its data, and what it knows of its past, just
+// before the first write.
+type wiped struct {
+	subnet.Store
+	fresh subnet.Store
+}
+
+func (w *wiped) Create(ctx context.Context, key, value string, ttl time.Duration) (subnet.Entry, error) {
+	w.Store = w.fresh
+	return w.Store.Create(ctx, key, value, ttl)
+}
+
+// Where Follow begins is what the store has that took the lease, whatever
+// happened while the lease was acquired.
+func TestFollowAcquired(t *testing.T) {
+	removed := storetest.NewMemory()
+	removed.Put("10.9.7.0-24", value(ownIP), time.Hour) // of this host, in another network
+	old, fresh := storetest.NewMemory(), storetest.NewMemory()
+	for i := range 50 {
+		old.Put(fmt.Sprintf("10.1.%d.0-24", i+10), value(otherIP), 0)
+	}
+	for name, test := range map[string]struct {
+		store   subnet.Store
+		present *storetest.Memory
+	}{
+		"a lease of this host removed": {removed, removed},
+		"the store wiped":              {&wiped{old, fresh}, fresh},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			patient := subnet.Patient(test.store)
+			ctx, cancel := context.WithCancel(t.Context())
+			own, seen, err := subnet.Acquire(ctx, patient, config(t, `{"Network": "10.1.0.0/16"}`), attrs(ownIP), subnet.Remembered{Subnet: netip.MustParsePrefix("10.1.9.0/24")})
+			if err != nil {
+				t.Fatal(err)
+			}
+			var sets []string
+			done := make(chan error)
+			go func() {
+				done <- subnet.Follow(ctx, patient, own, seen, func(leases, _ []*subnet.Lease) {
+					var all []string
+					for _, l := range leases {
+						all = append(all, l.Subnet.String())
+					}
+					sets = append(sets, strings.Join(all, " "))
+				})
+			}()
+			time.Sleep(time.Second)
+			test.present.Put("10.1.7.0-24", value(otherIP), 0)
+			time.Sleep(time.Second)
+			cancel()
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+			if want := []string{"10.1.9.0/24", "10.1.7.0/24 10.1.9.0/24"}; !slices.Equal(sets, want) {
+				t.Errorf("%s: published %q, want %q", name, sets, want)
+			}
+		})
+	}
+}

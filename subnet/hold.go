@@ -169,7 +169,7 @@ func (k *keeper) claim(ctx context.Context) error {
 
 // update writes the lease over the given one.
 func (k *keeper) update(ctx context.Context, there Lease) error {
-	e, err := k.Store.Update(ctx, k.key, there.Revision, k.value, ttlOf(there))
+	e, err := k.Store.Update(ctx, k.key, there.Revision, k.value, ttlOf(&there))
 	if err == nil {
 		k.Lease.Expires, k.Lease.Revision = e.Expires, e.Revision
 	}

@@ -19,7 +19,7 @@ type numbers struct{ first, last uint64 }
 
 func byFirst(a, b numbers) int { return cmp.Compare(a.first, b.first) }
 
-func newTaken(config Config, leases []Lease) *taken {
+func newTaken(config Config, leases []*Lease) *taken {
 	t := &taken{config: config}
 	for _, l := range leases {
 		if r, ok := t.covered(l.Subnet); ok {

@@ -4,6 +4,7 @@
 package prefix
 
 import (
+	"cmp"
 	"encoding/binary"
 	"net/netip"
 )
@@ -32,6 +33,15 @@ func Index(network, p netip.Prefix) uint64 {
 // Contains reports whether inner lies wholly in outer.
 func Contains(outer, inner netip.Prefix) bool {
 	return outer.Bits() <= inner.Bits() && outer.Contains(inner.Addr())
+}
+
+// Compare orders prefixes whose host bits are zero: by address, then by length.
+// It is what netip's Compare makes of such, without masking them first.
+func Compare(a, b netip.Prefix) int {
+	if c := a.Addr().Compare(b.Addr()); c != 0 {
+		return c
+	}
+	return cmp.Compare(a.Bits(), b.Bits())
 }
 
 // Last is the highest address in p, its broadcast address.
