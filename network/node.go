@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -111,7 +110,7 @@ func (n node) join(ctx context.Context) error {
 	n.group.Go(func() error {
 		return subnet.Follow(ctx, n.store, own, seen, func(leases, lingering []*subnet.Lease) {
 			forHolder.put(leases)
-			forBackend.put(slices.Concat(leases, lingering))
+			forBackend.put(subnet.Merge(leases, lingering))
 		})
 	})
 	n.group.Go(func() error {
@@ -119,6 +118,7 @@ func (n node) join(ctx context.Context) error {
 		return h.Run(ctx, forHolder)
 	})
 	n.group.Go(func() error { return watchConfig(ctx, n.store, config) })
+	n.group.Go(func() error { return trimMemory(ctx) })
 	n.group.Go(func() error { return n.runFirewall(ctx, config.Network, own.Subnet) })
 	n.group.Go(func() error {
 		ready := false
