@@ -7,13 +7,12 @@ import (
 	"flanneld/pkg/lab/cluster"
 )
 
-// idling is how long flanneld is watched while nothing happens: several rounds
-// of all that it does now and then, but for what it does once a minute or less.
-const idling = 30 * time.Second
+// idling is how long flanneld is watched while nothing happens: once round all
+// that it does now and then.
+const idling = time.Minute
 
-// calming is how long flanneld is left alone before that. It pauses between two
-// looks at the kernel for a multiple of what the last one took, and so comes
-// back to its own writes late after a slow start.
+// calming is how long flanneld is left alone before that: it looks at its own
+// writes once more, and gives back the memory that they needed.
 const calming = 10 * time.Second
 
 // idle measures what flanneld uses while nothing happens, on a host with the

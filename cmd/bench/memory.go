@@ -23,7 +23,6 @@ func (c *control) memory() error {
 	}{
 		{fmt.Sprintf("memory (RSS), settled with %d leases", len(c.once.leases)), c.rss},
 		{"  after all of the above", m.rss},
-		{"  the most it ever was", m.peak},
 	} {
 		mb := float64(r.bytes) / megabyte
 		c.add(row{
@@ -31,5 +30,6 @@ func (c *control) memory() error {
 			bound: fmt.Sprintf("<= %d MB", bound), verdict: verdict(mb <= bound),
 		})
 	}
+	c.add(row{what: c.what("  the most it ever was"), measured: fmt.Sprintf("%.1f MB", float64(m.peak)/megabyte)})
 	return nil
 }
