@@ -408,25 +408,30 @@ func typeOf(backend string) string {
 func awaitHealthz(t *testing.T, h *cluster.Node, status int, texts ...string) {
 	t.Helper()
 	lab.Eventually(t, healing, "healthz", func() error {
-		resp, err := h.HTTP().Get("http://127.0.0.1:2401/healthz")
+		body, got, err := getHealthz(h)
 		if err != nil {
 			return err
 		}
-		defer resp.Body.Close()
-		body, err := io.ReadAll(resp.Body)
-		if err != nil {
-			return err
-		}
-		all := strings.Split(strings.TrimSpace(string(body)), "\n")
-		wrong := resp.StatusCode != status || len(all) != len(texts)
+		all := strings.Split(strings.TrimSpace(body), "\n")
+		wrong := got != status || len(all) != len(texts)
 		for _, text := range texts {
 			wrong = wrong || !slices.ContainsFunc(all, func(line string) bool { return strings.Contains(line, text) })
 		}
 		if wrong {
-			return fmt.Errorf("got %d and\n%s\nwant %d and a line for each of %q", resp.StatusCode, body, status, texts)
+			return fmt.Errorf("got %d and\n%s\nwant %d and a line for each of %q", got, body, status, texts)
 		}
 		return nil
 	})
+}
+
+func getHealthz(h *cluster.Node) (body string, status int, err error) {
+	resp, err := h.HTTP().Get("http://127.0.0.1:2401/healthz")
+	if err != nil {
+		return "", 0, err
+	}
+	defer resp.Body.Close()
+	all, err := io.ReadAll(resp.Body)
+	return string(all), resp.StatusCode, err
 }
 
 // sh runs commands of a shell on the host, which have to work.

@@ -197,3 +197,48 @@ func TestObstacleFullTable(t *testing.T) {
 	awaitHealthz(t, h, 200, "ok")
 	said(t, a, 1, texts...)
 }
+
+// A flanneld that may not change the kernel's tables says so of each entry, once,
+// and goes on. What changes meanwhile it takes up all the same.
+func TestObstaclePermission(t *testing.T) {
+	c, s := newCluster(t)
+	h := c.Node("h1", s)
+	reserve(c, h, 1)
+	audit(c, h).configure(configOf(`{"Type": "host-gw"}`))
+	for n := 11; n <= 13; n++ {
+		fake{near + fmt.Sprint(100+n), n}.put(c, "host-gw", n)
+	}
+	h.Under = []string{"setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin"}
+	h.Start("--healthz-port=2401", "--iptables-forward-rules=false")
+	h.AwaitReady()
+	reason := func(n int) string {
+		return fmt.Sprintf("etting the route 10.1.%d.0/24 via %s%d dev eth0: operation not permitted", n, near, 100+n)
+	}
+	shows := func(what string, numbers ...int) {
+		t.Helper()
+		lab.Eventually(t, healing, what, func() error {
+			body, status, err := getHealthz(h)
+			if err != nil {
+				return err
+			}
+			for n := 11; n <= 14; n++ {
+				if want := slices.Contains(numbers, n); status != 503 || strings.Contains(body, reason(n)) != want {
+					return fmt.Errorf("got %d and\n%s\nwant %q in it: %v", status, body, reason(n), want)
+				}
+			}
+			return nil
+		})
+	}
+	shows("three that may not be set", 11, 12, 13)
+	fake{near + "114", 14}.put(c, "host-gw", 14)
+	c.DeleteLease(fakeKey(11))
+	shows("one more and one less", 12, 13, 14)
+	for n := 11; n <= 14; n++ {
+		if times := strings.Count(h.Daemon.Log(), reason(n)); times != 1 {
+			t.Errorf("%q is in the log %d times", reason(n), times)
+		}
+	}
+	if !h.Daemon.Running() {
+		t.Error("it has ended")
+	}
+}

@@ -148,6 +148,8 @@ type Node struct {
 	*lab.Host
 	// Daemon is the flanneld that runs, or ran last.
 	Daemon *lab.Process
+	// Under is a command that the next flanneld is started by, as its arguments.
+	Under []string
 
 	cluster *Cluster
 }
@@ -165,10 +167,10 @@ func (n *Node) SubnetFile() string { return filepath.Join(n.Dir, "subnet.env") }
 // Start starts flanneld, with these flags after those every node has.
 func (n *Node) Start(args ...string) {
 	n.cluster.Helper()
-	n.Daemon = n.StartProgram(lab.Program{Name: "flanneld", Notify: true, Args: append([]string{
+	n.Daemon = n.StartProgram(lab.Program{Name: "flanneld", Notify: true, Args: slices.Concat(n.Under, []string{
 		lab.Binary("flanneld"), "--etcd-endpoints=" + n.cluster.Etcd.Endpoint(), "--etcd-prefix=" + n.cluster.Prefix,
 		"--subnet-file=" + n.SubnetFile(), "--iface=eth0",
-	}, args...)})
+	}, args)})
 }
 
 // AwaitReady waits until the daemon is ready.
