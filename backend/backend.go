@@ -2,6 +2,7 @@
 // host's containers to those of other hosts. Each backend is a package below
 // this one; package table lists them by name. A backend knows leases and the
 // host it runs on, but no store and no other backend.
+//
 // Package hostgw is the smallest example: Paths picks the leases that are for it
 // and asks it for the path to each, and kernel.Run keeps what its plan asks for,
 // under the marks in Owner.
@@ -49,8 +50,8 @@ type Backend interface {
 	// place, so that traffic goes on while the daemon restarts.
 	//
 	// Each value received from leases, which is never closed, is the whole set of
-	// leases there are now, own among them; Run makes the host's state equal to what the set asks for,
-	// whatever was there before. It calls synced, from one goroutine, each time
+	// leases there are now, own among them, in order of their subnets; Run makes
+	// the host's state equal to what the set asks for, whatever was there before. It calls synced, from one goroutine, each time
 	// it has tried, with one error for each thing that could not be done and
 	// will be tried again; the first call tells that the data plane is up.
 	//

@@ -10,7 +10,8 @@ import (
 // is plain data, so that the function that works it out can be tested without
 // a kernel, and String shows it the way ip and bridge would.
 //
-// Entries are not changed once they are in a State. One State after another
+// There is one route to a destination, one neighbour of an address and one FDB
+// entry of a MAC. Entries are not changed once they are in a State. One State after another
 // should name those that are still the same by the same pointer, and in the same
 // order: then nothing but the rest is looked at.
 type State struct {

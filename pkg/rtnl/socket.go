@@ -158,9 +158,6 @@ type Batch struct {
 	ends []int
 }
 
-// Len is the number of requests.
-func (b *Batch) Len() int { return len(b.ends) }
-
 // Reset empties the batch and keeps its memory.
 func (b *Batch) Reset() { b.bytes, b.ends = b.bytes[:0], b.ends[:0] }
 
