@@ -9,7 +9,7 @@ import (
 
 // idling is how long flanneld is watched while nothing happens: once round all
 // that it does now and then.
-const idling = time.Minute
+const idling = 2 * time.Minute
 
 // calming is how long flanneld is left alone before that: it looks at its own
 // writes once more, and gives back the memory that they needed.

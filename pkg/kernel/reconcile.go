@@ -32,7 +32,7 @@ const (
 	// routes away, and says nothing when it does.
 	lookAgain = 500 * time.Millisecond
 	// compareEvery is for what netlink might not have told.
-	compareEvery = time.Minute
+	compareEvery = 2 * time.Minute
 )
 
 // Plan works out the state from the caller's input and the host's own routes.
