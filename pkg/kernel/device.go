@@ -9,6 +9,8 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
+
+	"flanneld/pkg/nldump"
 )
 
 // ensureDevice makes the device what d says and removes those of the devices
@@ -120,7 +122,8 @@ func (t *table) configure(d *Device, l netlink.Link) (changed bool, err error) {
 	if a.MTU != d.MTU {
 		set("MTU", func() error { return t.handle.LinkSetMTU(l, d.MTU) })
 	}
-	addrs, lerr := t.handle.AddrList(l, netlink.FAMILY_V4)
+	addrs, torn, lerr := nldump.Whole(func() ([]netlink.Addr, error) { return t.handle.AddrList(l, netlink.FAMILY_V4) })
+	t.torn = t.torn || torn
 	if lerr != nil {
 		return changed, fmt.Errorf("reading the addresses of the device %s: %w", d.Name, lerr)
 	}

@@ -102,9 +102,9 @@ func diff(want State, h *have) []change {
 	for ip := range h.neighs {
 		d.leftNeighbour(ip)
 	}
-	d.entries(want.FDB)
+	d.fdbEntries(want.FDB)
 	for mac := range h.fdb {
-		d.leftEntry(mac)
+		d.leftFDB(mac)
 	}
 	return d.sorted()
 }
@@ -124,9 +124,9 @@ func diffSince(before, want State, h *have) []change {
 		d.leftNeighbour(n.key())
 	}
 	oldFDB, newFDB := apart(before.FDB, want.FDB)
-	d.entries(newFDB)
+	d.fdbEntries(newFDB)
 	for _, f := range oldFDB {
-		d.leftEntry(f.key())
+		d.leftFDB(f.key())
 	}
 	return d.sorted()
 }
@@ -312,7 +312,7 @@ func (d *differ) leftNeighbour(ip ip4) {
 	}
 }
 
-func (d *differ) entries(want []*FDBEntry) {
+func (d *differ) fdbEntries(want []*FDBEntry) {
 	d.wantedFDB.list = want
 	for _, f := range want {
 		there, ok := d.have.fdb[f.key()]
@@ -326,7 +326,7 @@ func (d *differ) entries(want []*FDBEntry) {
 	}
 }
 
-func (d *differ) leftEntry(mac mac48) {
+func (d *differ) leftFDB(mac mac48) {
 	if _, ok := d.have.fdb[mac]; ok && !d.wantedFDB.has(mac, (*FDBEntry).key) {
 		d.add(change{op: delFDB, fdb: &FDBEntry{MAC: mac.mac()}})
 	}

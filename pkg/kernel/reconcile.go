@@ -2,7 +2,6 @@ package kernel
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -19,8 +18,7 @@ import (
 )
 
 const (
-	// settle is the least time between two comparisons. Changes come in
-	// bursts, our own writes among them, which netlink reports back to us.
+	// settle is the least time between two comparisons: changes come in bursts.
 	settle = 20 * time.Millisecond
 	// settleShare keeps comparisons of large tables from taking all of a core:
 	// the pause is this many times what the last one took, but no longer than
@@ -36,8 +34,9 @@ const (
 )
 
 // Plan works out the state from the caller's input and the host's own routes.
-// It has no side effects. What of the input cannot be turned into state it
-// leaves out and returns as faults, which are logged once each.
+// It has no side effects but to remember what it need not work out again. What
+// of the input cannot be turned into state it leaves out and returns as faults,
+// which are logged once each.
 type Plan[T any] func(input T, host Host) (want State, faults []error)
 
 // Run keeps the kernel at the state that plan works out from the latest input,
@@ -92,7 +91,7 @@ func Run[T any](ctx context.Context, owner Owner, inputs <-chan T, plan Plan[T],
 		for first := true; ; first = false {
 			begin := time.Now()
 			faults, failed, whole := r.compare(input)
-			if first && whole != nil && !errors.Is(whole, netlink.ErrDumpInterrupted) {
+			if first && whole != nil {
 				return whole
 			}
 			r.say(faults, failed)
@@ -249,7 +248,7 @@ func (r *reconciler[T]) compare(input T) (faults, failed []error, whole error) {
 	})
 	<-r.watcher.writing
 	if err != nil {
-		r.stale = true
+		r.stale, r.refused = true, true
 		return faults, append(failed, err), err
 	}
 	r.want = want
