@@ -163,6 +163,28 @@ func (c Config) Unknown() []string {
 	return append(c.fields.Unknown(), c.Backend.Unknown()...)
 }
 
+// Differences says what is otherwise in c than in before, field by field; nothing
+// where the two are the same network, however they are written.
+func (c Config) Differences(before Config) []string {
+	var all []string
+	differ := func(name string, is, was any) {
+		if is != was {
+			all = append(all, fmt.Sprintf("%s is %v instead of %v", name, is, was))
+		}
+	}
+	differ("Network", c.Network, before.Network)
+	differ("SubnetLen", c.SubnetLen, before.SubnetLen)
+	differ("SubnetMin", c.SubnetMin.Addr(), before.SubnetMin.Addr())
+	differ("SubnetMax", c.SubnetMax.Addr(), before.SubnetMax.Addr())
+	differ("Backend.Type", c.BackendType, before.BackendType)
+	for _, d := range c.Backend.Differences(before.Backend) {
+		if name, _, _ := strings.Cut(d, " "); !strings.EqualFold(name, "Backend.Type") { // in any case the same
+			all = append(all, d)
+		}
+	}
+	return all
+}
+
 // Subnets is how many subnets may be leased.
 func (c Config) Subnets() uint64 {
 	return prefix.Index(c.Network, c.SubnetMax) - prefix.Index(c.Network, c.SubnetMin) + 1

@@ -131,6 +131,39 @@ func (o *Object) Unknown() []string {
 	return names
 }
 
+// Differences says, in alphabetical order, which fields have another value in o
+// than in before, of those that somebody has asked for: the others have no effect.
+func (o *Object) Differences(before *Object) []string {
+	value := func(o *Object, key string) string {
+		f := o.fields[key]
+		var compact bytes.Buffer
+		if !f.read || string(f.raw) == "null" || json.Compact(&compact, f.raw) != nil {
+			return ""
+		}
+		return compact.String()
+	}
+	shown := func(value string) string {
+		if value == "" {
+			return "the default"
+		}
+		return shorten([]byte(value))
+	}
+	names := map[string]string{} // by key, as somebody wrote them
+	for _, from := range []*Object{before, o} {
+		for key, f := range from.fields {
+			names[key] = from.path + f.name
+		}
+	}
+	var all []string
+	for key, name := range names {
+		if was, is := value(before, key), value(o, key); was != is {
+			all = append(all, fmt.Sprintf("%s is %s instead of %s", name, shown(is), shown(was)))
+		}
+	}
+	slices.Sort(all)
+	return all
+}
+
 // Errorf makes an error that names the field and shows its value.
 func (o *Object) Errorf(name, format string, args ...any) error {
 	f := o.fields[strings.ToLower(name)]
