@@ -46,7 +46,7 @@ func parseConfig(text string) (c config, unknown []string, err error) {
 
 // awaitConfig waits until the store has a config that can be used. What is
 // wrong with the one there is is said once for each change.
-func awaitConfig(ctx context.Context, store subnet.Store) (config, error) {
+func awaitConfig(ctx context.Context, store *subnet.Patient) (config, error) {
 	for said := ""; ; {
 		text, revision, err := store.Config(ctx)
 		why := ""
@@ -78,7 +78,7 @@ func awaitConfig(ctx context.Context, store subnet.Store) (config, error) {
 
 // watchConfig warns when the config in the store becomes another than the one
 // in use, which only a restart applies.
-func watchConfig(ctx context.Context, store subnet.Store, inUse config) error {
+func watchConfig(ctx context.Context, store *subnet.Patient, inUse config) error {
 	last, revision := inUse.text, inUse.revision
 	for {
 		if store.AwaitConfig(ctx, revision) != nil {

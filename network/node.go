@@ -64,7 +64,7 @@ func Run(ctx context.Context, store subnet.Store, o Options) error {
 		}
 	}
 	g.Go(func() error {
-		n := node{Options: o, store: subnet.Patient(store), iface: iface, publicIP: publicIP, health: health, group: g}
+		n := node{Options: o, store: subnet.NewPatient(store, publicIP), iface: iface, publicIP: publicIP, health: health, group: g}
 		return n.join(ctx)
 	})
 	return g.Wait()
@@ -72,7 +72,7 @@ func Run(ctx context.Context, store subnet.Store, o Options) error {
 
 type node struct {
 	Options
-	store    subnet.Store
+	store    *subnet.Patient
 	iface    extif.Interface
 	publicIP netip.Addr
 	health   *health

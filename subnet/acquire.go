@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -39,15 +39,13 @@ const conflictsBeforeList = 4
 // has one or ctx ends. In this order: the lease that bears this host's address;
 // the subnet it had when it last ran; any free one. seen is what the store had
 // just before.
-//
-// The store must be a Patient one.
-func Acquire(ctx context.Context, store Store, config Config, own Attrs, last Remembered) (lease Lease, seen Snapshot, err error) {
+func Acquire(ctx context.Context, store *Patient, config Config, own Attrs, last Remembered) (lease Lease, seen Snapshot, err error) {
 	value, err := EncodeAttrs(own)
 	if err != nil {
 		return lease, seen, err
 	}
 	a := acquisition{store: store, config: config, own: own, value: value, last: last, said: map[string]bool{}}
-	wait := newBackOff()
+	wait := store.chance.pauses(firstRetry)
 	for {
 		if seen, err = look(ctx, store); err != nil {
 			return lease, seen, err
@@ -65,10 +63,10 @@ func Acquire(ctx context.Context, store Store, config Config, own Attrs, last Re
 			return lease, seen, err
 		case errors.As(err, &none):
 			a.say("No subnet for this host yet: %v", err)
-			err = sleep(ctx, wait.NextBackOff())
+			err = a.awaitFree(ctx, seen.revision, wait)
 		case errors.Is(err, ErrConflict) || errors.Is(err, ErrNotFound):
 			// Somebody was faster; look again. The pause lets a herd disperse.
-			err = sleep(ctx, wait.NextBackOff())
+			err = sleep(ctx, wait.next())
 		}
 		if err != nil {
 			return Lease{}, seen, err
@@ -77,7 +75,7 @@ func Acquire(ctx context.Context, store Store, config Config, own Attrs, last Re
 }
 
 type acquisition struct {
-	store  Store
+	store  *Patient
 	config Config
 	own    Attrs
 	value  string
@@ -101,6 +99,19 @@ func (e noFreeSubnet) Error() string {
 	return fmt.Sprintf("all %d subnets of length %d from %v to %v in the network %v are leased; "+
 		"waiting for one to become free (a larger Network or SubnetLen makes more)",
 		e.config.Subnets(), e.config.SubnetLen, e.config.SubnetMin.Addr(), e.config.SubnetMax.Addr(), e.config.Network)
+}
+
+// awaitFree waits until a lease may have gone since revision. Where that cannot
+// be watched, looking again now and then has to do.
+func (a *acquisition) awaitFree(ctx context.Context, revision uint64, wait pauses) error {
+	watching, stop := context.WithCancel(ctx)
+	defer stop()
+	for w := a.store.Watch(watching, revision); ; {
+		events, err := w.Next()
+		if err != nil || slices.ContainsFunc(events, func(e Event) bool { return e.Deleted }) {
+			return sleep(ctx, wait.next()) // many may be waiting for one
+		}
+	}
 }
 
 // once goes through the ways to get a lease, given the leases of this moment.
@@ -194,7 +205,7 @@ func (a *acquisition) free(ctx context.Context, leases []*Lease) (Lease, error) 
 		if n == 0 {
 			return Lease{}, noFreeSubnet{a.config}
 		}
-		subnet := a.config.Nth(taken.nthFree(rand.Uint64N(n)))
+		subnet := a.config.Nth(taken.nthFree(a.store.chance.below(n)))
 		lease, err := a.create(ctx, subnet)
 		if err == nil {
 			klog.Infof("Leased %v, one of %d free subnets", subnet, n)

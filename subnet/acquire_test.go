@@ -28,6 +28,10 @@ func attrs(ip string) subnet.Attrs {
 	return subnet.Attrs{PublicIP: netip.MustParseAddr(ip), BackendType: "host-gw"}
 }
 
+func patient(store subnet.Store, ip string) *subnet.Patient {
+	return subnet.NewPatient(store, netip.MustParseAddr(ip))
+}
+
 func config(t *testing.T, text string) subnet.Config {
 	t.Helper()
 	c, err := subnet.ParseConfig(text)
@@ -100,7 +104,7 @@ func TestAcquire(t *testing.T) {
 				}
 			}
 			c := config(t, `{"Network": "10.1.0.0/16", "SubnetMax": "10.1.100.0"}`)
-			lease, _, err := subnet.Acquire(t.Context(), subnet.Patient(store), c, attrs(ownIP), last)
+			lease, _, err := subnet.Acquire(t.Context(), patient(store, ownIP), c, attrs(ownIP), last)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -110,19 +114,19 @@ func TestAcquire(t *testing.T) {
 			if !c.Fits(lease.Subnet) {
 				t.Errorf("%v does not fit the config", lease.Subnet)
 			}
-			e, ok := store.Get(subnet.FormatKey(lease.Subnet))
+			e, ok := store.Lease(subnet.FormatKey(lease.Subnet))
 			if !ok || e.Value != value(ownIP) || e.Revision != lease.Revision || e.Expires != lease.Expires {
 				t.Errorf("the store has %+v for the lease %+v", e, lease)
 			}
 			if lease.Reserved() != test.reserved {
 				t.Errorf("reserved is %t", lease.Reserved())
 			}
-			if _, ok := store.Get(test.gone); ok {
+			if _, ok := store.Lease(test.gone); ok {
 				t.Errorf("%s is still there", test.gone)
 			}
 			if test.kept != "" {
 				for _, there := range test.there {
-					if e, _ := store.Get(there.key); there.key == test.kept && e.Value != value(there.ip) {
+					if e, _ := store.Lease(there.key); there.key == test.kept && e.Value != value(there.ip) {
 						t.Errorf("%s was taken from its holder: %s", test.kept, e.Value)
 					}
 				}
@@ -148,7 +152,7 @@ func TestAcquireAll(t *testing.T) {
 		var wg sync.WaitGroup
 		for i := range free {
 			wg.Go(func() {
-				l, _, err := subnet.Acquire(t.Context(), subnet.Patient(store), c, attrs(fmt.Sprintf("172.30.0.%d", i+1)), subnet.Remembered{})
+				l, _, err := subnet.Acquire(t.Context(), patient(store, fmt.Sprintf("172.30.0.%d", i+1)), c, attrs(fmt.Sprintf("172.30.0.%d", i+1)), subnet.Remembered{})
 				if err != nil {
 					t.Error(err)
 				}
@@ -164,12 +168,12 @@ func TestAcquireAll(t *testing.T) {
 
 		ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 		defer cancel()
-		if l, _, err := subnet.Acquire(ctx, subnet.Patient(store), c, attrs("172.30.1.1"), subnet.Remembered{}); err == nil {
+		if l, _, err := subnet.Acquire(ctx, patient(store, "172.30.1.1"), c, attrs("172.30.1.1"), subnet.Remembered{}); err == nil {
 			t.Errorf("one too many got %v", l.Subnet)
 		}
 		late := make(chan subnet.Lease)
 		go func() {
-			l, _, _ := subnet.Acquire(t.Context(), subnet.Patient(store), c, attrs("172.30.1.1"), subnet.Remembered{})
+			l, _, _ := subnet.Acquire(t.Context(), patient(store, "172.30.1.1"), c, attrs("172.30.1.1"), subnet.Remembered{})
 			late <- l
 		}()
 		time.Sleep(time.Minute)
@@ -198,7 +202,7 @@ func TestAcquireHerd(t *testing.T) {
 			for i := range hosts {
 				wg.Go(func() {
 					<-start
-					if _, _, err := subnet.Acquire(t.Context(), subnet.Patient(store), c, attrs(fmt.Sprintf("172.30.%d.%d", i/250, i%250+1)), subnet.Remembered{}); err != nil {
+					if _, _, err := subnet.Acquire(t.Context(), patient(store, fmt.Sprintf("172.30.%d.%d", i/250, i%250+1)), c, attrs(fmt.Sprintf("172.30.%d.%d", i/250, i%250+1)), subnet.Remembered{}); err != nil {
 						t.Error(err)
 					}
 				})
@@ -252,7 +256,7 @@ func TestAcquireNeverOverlaps(t *testing.T) {
 		if !possible {
 			cancel()
 		}
-		l, _, err := subnet.Acquire(ctx, subnet.Patient(store), c, attrs(ownIP+"0"), subnet.Remembered{})
+		l, _, err := subnet.Acquire(ctx, patient(store, ownIP+"0"), c, attrs(ownIP+"0"), subnet.Remembered{})
 		cancel()
 		switch {
 		case (err == nil) != possible:

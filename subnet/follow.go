@@ -16,8 +16,12 @@ import (
 )
 
 const (
-	// grace is how long leases linger that the store has lost. By then every host
-	// has noticed and claimed its own again, see lastRetry.
+	// A lease that is gone from the store lingers for a while: its host, if it
+	// still runs, claims it again, and traffic is not to stop for that moment.
+	linger = 500 * time.Millisecond
+	// grace is for how long it does when this host's own lease is gone too, and so
+	// the store has lost its data: by then every host has noticed and claimed its
+	// own again, see lastRetry.
 	grace = 10 * time.Second
 	// gather is how long after one set the next may be published: many changes
 	// at once make few sets of many leases.
@@ -25,53 +29,53 @@ const (
 	// burst is how long many changes at once may go on before all there is then is
 	// listed.
 	burst = 60 * time.Millisecond
+	// A watch that lasts is one that works.
+	lasting = time.Second
+	// failures is how many watches in a row may fail before it is said.
+	failures = 5
 )
 
 // Follow calls publish with the whole set of leases there are, in order of
 // their subnets, now and each time it has changed, until ctx ends. Leases are
 // not changed once they are published: one that is renewed is another. Whatever
 // happens to the watch, the next set is right again, as it is then made from a
-// fresh list. Entries that cannot be read are left out, with one warning each.
+// fresh list.
+//
+// Leases that are gone from the store are published as lingering for a moment,
+// and for longer if this host's own is gone too. Entries that cannot be read are
+// left out, with one warning each.
 //
 // It begins with what Acquire has seen when it got this host's own lease.
-//
-// A store that no longer has this host's own lease, after a time in which it
-// could not be watched, has lost its data, and other hosts' leases with it. Those
-// hosts are still there and about to claim their leases again. Until they have,
-// for a short while, theirs are published as lingering, so that traffic goes on.
-//
-// The store must be a Patient one.
-func Follow(ctx context.Context, store Store, own Lease, seen Snapshot, publish func(leases, lingering []*Lease)) error {
+func Follow(ctx context.Context, store *Patient, own Lease, seen Snapshot, publish func(leases, lingering []*Lease)) error {
 	f := follower{own: own.Subnet, warned: warnings{}, publish: publish}
 	seen.leases = with(seen.leases, &own)
-	wait, calm := newBackOff(), newBackOff()
-	calm.InitialInterval = burst
-	calm.Reset()
-	for {
+	wait, calm := store.chance.pauses(firstRetry), store.chance.pauses(burst)
+	for failed := 0; ; {
 		f.list(seen)
-
-		watching, stop := ctx, func() {}
-		if len(f.lingering) > 0 {
-			watching, stop = context.WithDeadline(ctx, f.until)
-		}
 		began := time.Now()
-		ended := f.watch(watching, store.Watch(watching, seen.revision))
-		if ctx.Err() == nil {
-			klog.V(1).Infof("The watch on the leases has ended, listing them again: %v", ended)
+		ended := f.watch(ctx, store.Watch(ctx, seen.revision))
+		if ctx.Err() != nil {
+			return nil
 		}
-		stop()
-		if time.Since(began) > time.Second {
-			wait.Reset() // it is not that watching never works
+		klog.V(1).Infof("The watch on the leases has ended, listing them again: %v", ended)
+		if time.Since(began) > lasting {
+			wait.Reset()
 			calm.Reset()
+			failed = 0
 		}
 		// Every host's watch ends at the same moment when a member of the store
-		// stops: the jitter keeps them from listing in the same one.
+		// stops: the pause is left to chance, so that they do not all list in one.
 		pause := wait
-		if errors.Is(ended, ErrBehind) {
+		switch {
+		case errors.Is(ended, ErrBehind):
 			// A burst: most of it is over soon, and then one list has it all.
 			pause = calm
+		case !errors.Is(ended, ErrWatchLost):
+			if failed++; failed == failures {
+				klog.Warningf("The leases cannot be watched, and are listed every few seconds instead: %v", ended)
+			}
 		}
-		if sleep(ctx, pause.NextBackOff()) != nil {
+		if sleep(ctx, pause.next()) != nil {
 			return nil
 		}
 		var err error
@@ -95,7 +99,7 @@ type unreadable struct {
 }
 
 // look reads all leases there are.
-func look(ctx context.Context, store Store) (s Snapshot, err error) {
+func look(ctx context.Context, store *Patient) (s Snapshot, err error) {
 	entries, revision, err := store.List(ctx)
 	if err != nil {
 		return s, err
@@ -160,10 +164,18 @@ type follower struct {
 	publish func(leases, lingering []*Lease)
 
 	first     bool     // there has been a list
-	known     []*Lease // in order of subnets, as are those lingering
-	lingering []*Lease
-	until     time.Time // when those stop lingering
-	published time.Time // when a set was published last
+	known     []*Lease // in order of subnets
+	published time.Time
+
+	lingering []lingerer // in order of subnets, none of them known
+	next      time.Time  // when the first of them may go
+	lost      time.Time  // when the own lease was last gone
+}
+
+// lingerer is a lease that is gone from the store.
+type lingerer struct {
+	lease *Lease
+	until time.Time
 }
 
 // watch goes on from events until the watch ends, and returns why.
@@ -185,11 +197,16 @@ func (f *follower) watch(ctx context.Context, w Watcher) error {
 	})
 	var due <-chan time.Time // while there is something to publish
 	for {
+		var over <-chan time.Time // while something lingers
+		if len(f.lingering) > 0 {
+			over = time.After(time.Until(f.next))
+		}
+		changed := false
 		select {
 		case next := <-events:
-			if f.apply(next) && due == nil {
-				due = time.After(gather - time.Since(f.published))
-			}
+			changed = f.apply(next)
+		case <-over:
+			changed = f.release(time.Now())
 		case <-due:
 			due = nil
 			f.tell()
@@ -198,6 +215,9 @@ func (f *follower) watch(ctx context.Context, w Watcher) error {
 				f.tell()
 			}
 			return g.Wait()
+		}
+		if changed && due == nil {
+			due = time.After(gather - time.Since(f.published))
 		}
 	}
 }
@@ -210,23 +230,29 @@ func (f *follower) list(fresh Snapshot) {
 	f.warned.forgetAllBut(fresh.unreadable)
 	before := f.known
 	f.known = fresh.leases
+	changed := !f.first
+	f.first = true
 	for i, l := range f.known {
-		// A lease that has not changed stays the same one.
-		if j, ok := find(before, l.Subnet); ok && before[j].Attrs.Equal(l.Attrs) && before[j].Revision == l.Revision {
-			f.known[i] = before[j]
+		switch j, had := find(before, l.Subnet); {
+		case !had:
+			changed = true
+		case before[j].Attrs.Equal(l.Attrs) && before[j].Revision == l.Revision:
+			f.known[i] = before[j] // a lease that has not changed stays the same one
+		default:
+			changed = changed || f.differs(before[j], l)
 		}
 	}
-	changed := !f.first || !slices.EqualFunc(before, f.known, func(a, b *Lease) bool { return !f.differs(a, b) })
-	f.first = true
-	_, had := find(before, f.own)
-	_, has := find(f.known, f.own)
-	if had && !has {
-		f.until = time.Now().Add(grace)
-		f.lingering = slices.DeleteFunc(before, func(l *Lease) bool { return l.Subnet == f.own })
-	} else if len(f.lingering) > 0 && !time.Now().Before(f.until) {
-		f.lingering, changed = nil, true
+	for _, l := range before {
+		if _, has := find(f.known, l.Subnet); !has {
+			changed = true
+			f.vanished(l)
+		}
 	}
-	if changed {
+	f.lingering = slices.DeleteFunc(f.lingering, func(l lingerer) bool {
+		_, back := find(f.known, l.lease.Subnet)
+		return back
+	})
+	if f.release(time.Now()) || changed {
 		f.tell()
 	}
 }
@@ -249,21 +275,65 @@ func (f *follower) apply(events []Event) (changed bool) {
 		case !e.Deleted && err == nil:
 			changed = changed || !had || f.differs(f.known[i], &l)
 			f.known = with(f.known, &l)
+			if i, was := f.lingers(subnet); was {
+				f.lingering = slices.Delete(f.lingering, i, i+1)
+			}
 		case had:
 			changed = true
+			gone := f.known[i]
 			f.known = slices.Delete(f.known, i, i+1)
+			f.vanished(gone)
 		}
 	}
 	return changed
 }
 
+// vanished lets a lease linger that is gone from the store.
+func (f *follower) vanished(l *Lease) {
+	now := time.Now()
+	if l.Subnet == f.own {
+		f.lost = now
+		for i := range f.lingering {
+			f.lingering[i].until = now.Add(grace)
+		}
+		return
+	}
+	until := now.Add(linger)
+	if !f.lost.IsZero() && now.Sub(f.lost) < grace {
+		until = now.Add(grace)
+	}
+	i, _ := f.lingers(l.Subnet)
+	f.lingering = slices.Insert(f.lingering, i, lingerer{l, until})
+	if len(f.lingering) == 1 || until.Before(f.next) {
+		f.next = until
+	}
+}
+
+// lingers is where among those that linger a subnet's lease is, or would be.
+func (f *follower) lingers(subnet netip.Prefix) (i int, there bool) {
+	return slices.BinarySearchFunc(f.lingering, subnet, func(l lingerer, p netip.Prefix) int { return prefix.Compare(l.lease.Subnet, p) })
+}
+
+// release lets go of those that have lingered for long enough, and reports
+// whether there were any.
+func (f *follower) release(now time.Time) bool {
+	before := len(f.lingering)
+	f.lingering = slices.DeleteFunc(f.lingering, func(l lingerer) bool { return !now.Before(l.until) })
+	for i, l := range f.lingering {
+		if i == 0 || l.until.Before(f.next) {
+			f.next = l.until
+		}
+	}
+	return len(f.lingering) < before
+}
+
 func (f *follower) tell() {
-	f.lingering = slices.DeleteFunc(f.lingering, func(l *Lease) bool {
-		_, back := find(f.known, l.Subnet)
-		return back
-	})
 	f.published = time.Now()
-	f.publish(slices.Clone(f.known), slices.Clone(f.lingering))
+	lingering := make([]*Lease, len(f.lingering))
+	for i, l := range f.lingering {
+		lingering[i] = l.lease
+	}
+	f.publish(slices.Clone(f.known), lingering)
 }
 
 // warnings remembers what was said about which key, so that it is said once.

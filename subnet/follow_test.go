@@ -21,7 +21,7 @@ func TestFollow(t *testing.T) {
 		store.Put("10.1.7.0-24", value(otherIP), 0)
 		var sets []string
 		ctx, cancel := context.WithCancel(t.Context())
-		patient := subnet.Patient(store)
+		patient := patient(store, otherIP+"0")
 		own, seen, err := subnet.Acquire(ctx, patient, config(t, `{"Network": "10.1.0.0/16"}`), attrs(otherIP+"0"), subnet.Remembered{Subnet: netip.MustParsePrefix("10.1.9.0/24")})
 		if err != nil {
 			t.Fatal(err)
@@ -47,11 +47,11 @@ func TestFollow(t *testing.T) {
 			{"start", synctest.Wait, []string{"10.1.7.0/24=172.30.0.12 10.1.9.0/24=172.30.0.120"}},
 			{"added", func() { store.Put("10.1.5.0-24", value(ownIP), time.Hour) }, []string{"10.1.5.0/24=172.30.0.11 10.1.7.0/24=172.30.0.12 10.1.9.0/24=172.30.0.120"}},
 			{"changed", func() { store.Put("10.1.7.0-24", value(oldIP), 0) }, []string{"10.1.5.0/24=172.30.0.11 10.1.7.0/24=172.30.0.99 10.1.9.0/24=172.30.0.120"}},
-			{"unreadable value", func() { store.Put("10.1.7.0-24", "garbage", 0) }, []string{"10.1.5.0/24=172.30.0.11 10.1.9.0/24=172.30.0.120"}},
+			{"unreadable value", func() { store.Put("10.1.7.0-24", "garbage", 0) }, []string{"10.1.5.0/24=172.30.0.11 10.1.9.0/24=172.30.0.120 (10.1.7.0/24)", "10.1.5.0/24=172.30.0.11 10.1.9.0/24=172.30.0.120"}},
 			{"unreadable key", func() { store.Put("10.1.8.1-24", value(oldIP), 0) }, nil},
 			{"not a lease", func() { store.SetConfig("x") }, nil},
 			{"put right", func() { store.Put("10.1.7.0-24", value(otherIP), 0) }, []string{"10.1.5.0/24=172.30.0.11 10.1.7.0/24=172.30.0.12 10.1.9.0/24=172.30.0.120"}},
-			{"removed", func() { store.Remove("10.1.7.0-24") }, []string{"10.1.5.0/24=172.30.0.11 10.1.9.0/24=172.30.0.120"}},
+			{"removed", func() { store.Remove("10.1.7.0-24") }, []string{"10.1.5.0/24=172.30.0.11 10.1.9.0/24=172.30.0.120 (10.1.7.0/24)", "10.1.5.0/24=172.30.0.11 10.1.9.0/24=172.30.0.120"}},
 			{"changed in a gap", func() {
 				store.SetDown(true)
 				time.Sleep(10 * time.Second)
@@ -71,7 +71,7 @@ func TestFollow(t *testing.T) {
 				store.Remove("10.1.5.0-24")
 				store.SetDown(false)
 				time.Sleep(5 * time.Second)
-			}, []string{"10.1.9.0/24=172.30.0.12"}},
+			}, []string{"10.1.9.0/24=172.30.0.12 (10.1.5.0/24)", "10.1.9.0/24=172.30.0.12"}},
 			{"back", func() { store.Put("10.1.5.0-24", value(oldIP), 0) }, []string{"10.1.5.0/24=172.30.0.99 10.1.9.0/24=172.30.0.12"}},
 			{"the store has lost its data, the own lease too, and one host comes back", func() {
 				store.SetDown(true)
@@ -98,7 +98,20 @@ func TestFollow(t *testing.T) {
 				"10.1.5.0/24=172.30.0.99 10.1.9.0/24=172.30.0.12", "(10.1.5.0/24)",
 				"10.1.5.0/24=172.30.0.99 10.1.9.0/24=172.30.0.12",
 			}},
-			{"after the gap", func() { store.Remove("10.1.5.0-24") }, []string{"10.1.9.0/24=172.30.0.12"}},
+			{"removed, and back in a moment", func() {
+				store.Remove("10.1.5.0-24")
+				time.Sleep(300 * time.Millisecond)
+				store.Put("10.1.5.0-24", value(oldIP), 0)
+			}, []string{"10.1.9.0/24=172.30.0.12 (10.1.5.0/24)", "10.1.5.0/24=172.30.0.99 10.1.9.0/24=172.30.0.12"}},
+			{"removed, and then the own", func() {
+				store.Remove("10.1.5.0-24")
+				time.Sleep(300 * time.Millisecond)
+				store.Remove("10.1.9.0-24")
+				time.Sleep(9 * time.Second)
+				store.Put("10.1.5.0-24", value(oldIP), 0)
+				store.Put("10.1.9.0-24", value(otherIP), 0)
+			}, []string{"10.1.9.0/24=172.30.0.12 (10.1.5.0/24)", "(10.1.5.0/24)", "10.1.5.0/24=172.30.0.99 10.1.9.0/24=172.30.0.12"}},
+			{"removed for good", func() { store.Remove("10.1.5.0-24") }, []string{"10.1.9.0/24=172.30.0.12 (10.1.5.0/24)", "10.1.9.0/24=172.30.0.12"}},
 			{"all gone", func() { store.Remove("10.1.9.0-24") }, []string{""}},
 		} {
 			synctest.Wait()
@@ -138,7 +151,7 @@ func TestFollowBehind(t *testing.T) {
 		own := subnet.Lease{Subnet: netip.MustParsePrefix("10.1.9.0/24"), Attrs: attrs(ownIP)}
 		store.Put("10.1.9.0-24", value(ownIP), time.Hour)
 		go func() {
-			done <- subnet.Follow(ctx, subnet.Patient(behind{store}), own, subnet.Snapshot{}, func(leases, _ []*subnet.Lease) {
+			done <- subnet.Follow(ctx, patient(behind{store}, ownIP), own, subnet.Snapshot{}, func(leases, _ []*subnet.Lease) {
 				last = time.Now()
 				sets <- len(leases)
 			})
@@ -187,7 +200,7 @@ func TestFollowAcquired(t *testing.T) {
 		"the store wiped":              {&wiped{old, fresh}, fresh},
 	} {
 		synctest.Test(t, func(t *testing.T) {
-			patient := subnet.Patient(test.store)
+			patient := patient(test.store, ownIP)
 			ctx, cancel := context.WithCancel(t.Context())
 			own, seen, err := subnet.Acquire(ctx, patient, config(t, `{"Network": "10.1.0.0/16"}`), attrs(ownIP), subnet.Remembered{Subnet: netip.MustParsePrefix("10.1.9.0/24")})
 			if err != nil {

@@ -4,8 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math/rand/v2"
 	"slices"
+	"strings"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -25,20 +25,22 @@ func (e *LostError) Error() string {
 
 // Holder keeps one lease.
 type Holder struct {
-	// Store must be a Patient one.
-	Store Store
+	Store *Patient
 	// Lease is the one to keep, as Acquire returned it.
 	Lease Lease
 	// Margin is how long before its end the lease is renewed.
 	Margin time.Duration
-	// Changed is called with the lease each time it has been written again. It
-	// may be nil.
+	// Changed is called with the lease each time it has been written.
 	Changed func(Lease)
+	// Contested is called with an error once another host takes the lease for
+	// its own too, and with nil when that has stopped.
+	Contested func(error)
 }
 
 // Run keeps the lease until ctx ends; then it returns nil and leaves the lease
-// in the store. It renews the lease before it ends, and claims it again when it
-// is gone. It returns a *LostError once another host has the subnet.
+// in the store. It renews the lease before it ends, claims it again when it is
+// gone, and writes it again when somebody else has written it. It returns a
+// *LostError once another host has the subnet.
 //
 // Each value received from leases is the set of all leases there are. An
 // outdated set does no harm: whatever Run makes of it is then checked by the
@@ -49,19 +51,24 @@ func (h Holder) Run(ctx context.Context, leases <-chan []*Lease) error {
 		return err
 	}
 	k := keeper{Holder: h, value: value, key: FormatKey(h.Lease.Subnet)}
-	renew := time.NewTimer(k.untilRenewal())
-	defer renew.Stop()
+	k.planRenewal()
+	alarm := time.NewTimer(0)
+	defer alarm.Stop()
 	for {
-		before, due := k.Lease, false
+		alarm.Reset(time.Until(k.next()))
 		var err error
 		select {
 		case <-ctx.Done():
 			return nil
 		case set := <-leases:
-			err = k.compare(ctx, set)
-		case <-renew.C:
-			due = true
-			err = k.write(ctx)
+			if i, there := find(set, k.Lease.Subnet); !there || set[i].Revision != k.Lease.Revision {
+				err = k.settle(ctx, k.look)
+			}
+		case <-alarm.C:
+			k.calmDown()
+			if !time.Now().Before(k.due) {
+				err = k.settle(ctx, k.write)
+			}
 		}
 		if ctx.Err() != nil {
 			return nil
@@ -69,134 +76,181 @@ func (h Holder) Run(ctx context.Context, leases <-chan []*Lease) error {
 		if err != nil {
 			return err
 		}
-		if due || !k.Lease.Expires.Equal(before.Expires) {
-			renew.Reset(k.untilRenewal())
-		}
-		if k.Lease.Revision != before.Revision && k.Changed != nil {
-			k.Changed(k.Lease)
-		}
 	}
 }
 
+// keeper is the state of Run. Its Lease has the revision and the end of the entry
+// that was seen last in the store, whoever wrote it.
 type keeper struct {
 	Holder
 	key, value string
-	lost       []time.Time // when the lease was overwritten of late
-}
-
-// untilRenewal is how long to wait before the lease is to be renewed. Hosts
-// that were started together are spread over some of that time.
-func (k *keeper) untilRenewal() time.Duration {
-	const never = 10 * 365 * 24 * time.Hour
-	if k.Lease.Reserved() {
-		return never
-	}
-	due := max(time.Until(k.Lease.Expires)-k.Margin, leastRenewal)
-	return due - rand.N(min(due, k.Margin)/10)
-}
-
-// leastRenewal is for a lease that somebody gave a shorter time than the
-// margin: it is renewed soon, but not in an endless row of writes.
-const leastRenewal = time.Second
-
-// compare makes right what the store says of the own subnet. The set may be
-// older than the lease, so that what is not as it should be is looked at in the
-// store itself.
-func (k *keeper) compare(ctx context.Context, leases []*Lease) error {
-	if i, there := find(leases, k.Lease.Subnet); there && leases[i].Revision == k.Lease.Revision && leases[i].Attrs.Equal(k.Lease.Attrs) {
-		k.Lease.Expires = leases[i].Expires
-		return nil
-	}
-	return k.settle(ctx)
-}
-
-// write writes the lease over the one last seen, which renews it.
-func (k *keeper) write(ctx context.Context) error {
-	err := k.update(ctx, k.Lease)
-	if errors.Is(err, ErrNotFound) || errors.Is(err, ErrConflict) {
-		return k.settle(ctx)
-	} else if err == nil {
-		klog.V(1).Infof("Renewed the lease of %v until %v", k.Lease.Subnet, k.Lease.Expires.Format(time.DateTime))
-	}
-	return err
-}
-
-// settle makes the entry this host's lease, whatever it is now, unless another
-// host has it.
-func (k *keeper) settle(ctx context.Context) error {
-	for wait := newBackOff(); ; {
-		err := k.claim(ctx)
-		if !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrConflict) {
-			return err
-		}
-		if err := sleep(ctx, wait.NextBackOff()); err != nil {
-			return err
-		}
-	}
-}
-
-// claim looks at the entry and makes the one write that it needs, if any.
-func (k *keeper) claim(ctx context.Context) error {
-	entries, _, err := k.Store.List(ctx)
-	if err != nil {
-		return err
-	}
-	i := slices.IndexFunc(entries, func(e Entry) bool { return e.Key == k.key })
-	if i < 0 {
-		e, err := k.Store.Create(ctx, k.key, k.value, TTL)
-		if err == nil {
-			klog.Warningf("The lease of %v was gone from the store; claimed it again", k.Lease.Subnet)
-			k.Lease.Expires, k.Lease.Revision = e.Expires, e.Revision
-		}
-		return err
-	}
-	there, err := entries[i].Decode()
-	switch {
-	case err != nil:
-		// Nobody else can read it either, so nobody holds it.
-		there = Lease{Expires: entries[i].Expires, Revision: entries[i].Revision}
-	case there.PublicIP != k.Lease.PublicIP:
-		return &LostError{Own: k.Lease, Holder: there}
-	case there.Attrs.Equal(k.Lease.Attrs):
-		k.Lease.Expires, k.Lease.Revision = there.Expires, there.Revision
-		return nil
-	}
-	if err := k.overwritten(ctx); err != nil {
-		return err
-	}
-	return k.update(ctx, there)
-}
-
-// update writes the lease over the given one.
-func (k *keeper) update(ctx context.Context, there Lease) error {
-	e, err := k.Store.Update(ctx, k.key, there.Revision, k.value, ttlOf(&there))
-	if err == nil {
-		k.Lease.Expires, k.Lease.Revision = e.Expires, e.Revision
-	}
-	return err
+	due        time.Time // when the entry is to be written next
+	foreign    []time.Time
+	contested  time.Time // when it was last said that the lease is contested; zero if it is not
 }
 
 const (
-	// A lease that is overwritten this often within overwriteSpan is no
-	// accident: another host takes it for its own.
-	overwrites    = 3
-	overwriteSpan = 5 * time.Minute
-	// overwritePause is for such a lease: two hosts that take turns at writing
-	// it must not do so as fast as they can.
-	overwritePause = 30 * time.Second
+	// A lease that others write this often within foreignSpan is no accident:
+	// another host takes it for its own.
+	foreignWrites = 3
+	foreignSpan   = 5 * time.Minute
+	// foreignPause is for such a lease: two hosts that take turns at writing it
+	// must not do so as fast as they can.
+	foreignPause = 30 * time.Second
+	// contestedAgain is how often it is mentioned in the log.
+	contestedAgain = 10 * time.Minute
+
+	// leastRenewal is for a lease that somebody gave a shorter time than the
+	// margin: it is renewed soon, but not in an endless row of writes.
+	leastRenewal = time.Second
+	never        = 10 * 365 * 24 * time.Hour
 )
 
-// overwritten says that the lease was written by somebody else and, if that
-// goes on, waits.
-func (k *keeper) overwritten(ctx context.Context) error {
-	now := time.Now()
-	k.lost = slices.DeleteFunc(k.lost, func(t time.Time) bool { return now.Sub(t) > overwriteSpan })
-	k.lost = append(k.lost, now)
-	if len(k.lost) < overwrites {
-		klog.Warningf("The lease of %v was overwritten in the store; writing it again", k.Lease.Subnet)
-		return nil
+// planRenewal sets when the lease is to be renewed. Hosts that were started
+// together are spread over some of that time.
+func (k *keeper) planRenewal() {
+	if k.Lease.Reserved() {
+		k.due = time.Now().Add(never)
+		return
 	}
-	klog.Errorf("The lease of %v keeps being overwritten by a host that also has the public IP %v; give one of the two another (is one a clone of the other?). Writing it again in %v",
-		k.Lease.Subnet, k.Lease.PublicIP, overwritePause)
-	return sleep(ctx, overwritePause)
+	left := time.Until(k.Lease.Expires)
+	wait := max(left-k.Margin, min(leastRenewal, left/2), 0)
+	spread := min(wait, k.Margin) / 10
+	if spread > 0 {
+		wait -= time.Duration(k.Store.chance.below(uint64(spread)))
+	}
+	k.due = time.Now().Add(wait)
+}
+
+// next is when there is something to do if nothing happens before.
+func (k *keeper) next() time.Time {
+	if calm := k.calm(); !k.contested.IsZero() && calm.Before(k.due) {
+		return calm
+	}
+	return k.due
+}
+
+// saw takes an entry for what is in the store.
+func (k *keeper) saw(e Entry) { k.Lease.Expires, k.Lease.Revision = e.Expires, e.Revision }
+
+// wrote takes an entry for what is in the store, and this host for its writer.
+func (k *keeper) wrote(e Entry) {
+	k.saw(e)
+	k.planRenewal()
+	if k.Changed != nil {
+		k.Changed(k.Lease)
+	}
+}
+
+// settle takes a step, and if somebody else was faster, looks again until the
+// entry is this host's lease.
+func (k *keeper) settle(ctx context.Context, step func(context.Context) error) error {
+	for wait := k.Store.chance.pauses(firstRetry); ; step = k.look {
+		if err := step(ctx); !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrConflict) {
+			return err
+		}
+		if err := sleep(ctx, wait.next()); err != nil {
+			return err
+		}
+	}
+}
+
+// write writes the lease over the entry last seen.
+func (k *keeper) write(ctx context.Context) error {
+	e, err := k.Store.Update(ctx, k.key, k.Lease.Revision, k.value, ttlOf(&k.Lease))
+	if err != nil {
+		return err
+	}
+	klog.V(1).Infof("Wrote the lease of %v once more", k.Lease.Subnet)
+	k.wrote(e)
+	return nil
+}
+
+// look finds out what the entry is now, and makes the one write that it needs, if
+// any, to be this host's lease.
+func (k *keeper) look(ctx context.Context) error {
+	e, err := k.Store.Get(ctx, k.key)
+	if errors.Is(err, ErrNotFound) {
+		if e, err = k.Store.Create(ctx, k.key, k.value, TTL); err != nil {
+			return err
+		}
+		klog.Warningf("The lease of %v was gone from the store; claimed it again", k.Lease.Subnet)
+		k.wrote(e)
+		return nil
+	} else if err != nil {
+		return err
+	}
+	if e.Revision == k.Lease.Revision {
+		return nil // it was the news that was old
+	}
+	// An entry that cannot be read is nobody's.
+	if there, err := e.Decode(); err == nil && there.PublicIP != k.Lease.PublicIP {
+		return &LostError{Own: k.Lease, Holder: there}
+	}
+	k.saw(e)
+	if k.mayAnswer(brief(e.Value)) {
+		return k.write(ctx)
+	}
+	return nil
+}
+
+// mayAnswer reports whether to write the lease again at once that somebody else
+// has written, which is how another host that takes it for its own learns of this
+// one. When it goes on, it says so and plans the write for later.
+func (k *keeper) mayAnswer(theirs string) bool {
+	now := time.Now()
+	k.foreign = slices.DeleteFunc(k.foreign, func(t time.Time) bool { return now.Sub(t) > foreignSpan })
+	k.foreign = append(k.foreign, now)
+	if len(k.foreign) < foreignWrites {
+		klog.Warningf("The lease of %v was written by somebody else, as %s; writing it again", k.Lease.Subnet, theirs)
+		return true
+	}
+	if k.contested.IsZero() || now.Sub(k.contested) > contestedAgain {
+		k.contested = now
+		err := fmt.Errorf("the lease of %v keeps changing hands: something else with the public IP %v writes it too, as %s; "+
+			"if that is another host (a clone of this one?), give one of the two another address (--public-ip); if it is a second flanneld on this host, stop one",
+			k.Lease.Subnet, k.Lease.PublicIP, theirs)
+		text := err.Error()
+		klog.Error(strings.ToUpper(text[:1]) + text[1:])
+		if k.Contested != nil {
+			k.Contested(err)
+		}
+	}
+	if len(k.foreign) == foreignWrites {
+		return true // for the other one to notice too
+	}
+	if pause := now.Add(k.Store.chance.around(foreignPause)); pause.Before(k.due) {
+		k.due = pause
+	}
+	return false
+}
+
+// brief makes a text fit into a line.
+func brief(text string) string {
+	const most = 200
+	text = strings.Join(strings.Fields(text), " ")
+	if len(text) > most {
+		text = strings.ToValidUTF8(text[:most], "") + "…"
+	}
+	return text
+}
+
+// calm is when the lease will have been left alone for long enough.
+func (k *keeper) calm() time.Time {
+	if len(k.foreign) == 0 {
+		return time.Time{}
+	}
+	return k.foreign[len(k.foreign)-1].Add(foreignSpan)
+}
+
+// calmDown notes that nobody else writes the lease any more, once that is so.
+func (k *keeper) calmDown() {
+	if k.contested.IsZero() || time.Now().Before(k.calm()) {
+		return
+	}
+	k.contested, k.foreign = time.Time{}, nil
+	klog.Infof("The lease of %v has not been written by anybody else for %v", k.Lease.Subnet, foreignSpan)
+	if k.Contested != nil {
+		k.Contested(nil)
+	}
 }

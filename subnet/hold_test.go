@@ -34,7 +34,7 @@ func hold(t *testing.T, ttl time.Duration, margin time.Duration) *held {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	h.cancel = cancel
-	patient := subnet.Patient(h.store)
+	patient := patient(h.store, ownIP)
 	go subnet.Follow(ctx, patient, lease, subnet.Snapshot{}, func(leases, _ []*subnet.Lease) {
 		select {
 		case h.sets <- leases:
@@ -61,7 +61,7 @@ func (h *held) check(reserved bool) subnet.Entry {
 	h.t.Helper()
 	time.Sleep(time.Second / 10) // sets follow one another at a distance
 	synctest.Wait()
-	e, ok := h.store.Get(key)
+	e, ok := h.store.Lease(key)
 	switch {
 	case !ok:
 		h.t.Fatal("the lease is gone")
@@ -192,7 +192,7 @@ func TestHolderLost(t *testing.T) {
 		if diff := cmp.Diff(want, err.Error()); diff != "" {
 			t.Error(diff)
 		}
-		if e, _ := h.store.Get(key); e.Value != value(otherIP) {
+		if e, _ := h.store.Lease(key); e.Value != value(otherIP) {
 			t.Errorf("the lease was taken back: %s", e.Value)
 		}
 	})
@@ -206,7 +206,7 @@ func TestHolderFight(t *testing.T) {
 		theirs := `{"PublicIP":"172.30.0.11","BackendType":"vxlan"}`
 		writes := 0
 		for end := time.Now().Add(10 * time.Minute); time.Now().Before(end); time.Sleep(time.Second) {
-			if e, _ := h.store.Get(key); e.Value != theirs {
+			if e, _ := h.store.Lease(key); e.Value != theirs {
 				h.store.Put(key, theirs, subnet.TTL)
 				writes++
 			}

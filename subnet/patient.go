@@ -3,44 +3,45 @@ package subnet
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"sync"
 	"time"
 
-	"github.com/cenkalti/backoff/v5"
 	"k8s.io/klog/v2"
 )
 
-const (
-	// Bounds of the wait between two tries at a store that does not answer.
-	// Half as much may be added by chance: five seconds after the store is back,
-	// everybody has noticed.
-	firstRetry = 200 * time.Millisecond
-	lastRetry  = 3 * time.Second
-	// sayAgain is how often an outage that goes on is mentioned in the log.
-	sayAgain = time.Minute
-)
+// sayAgain is how often an outage that goes on is mentioned in the log.
+const sayAgain = time.Minute
 
-// Patient makes store one that does not fail: each call is tried until it is
-// answered or ctx ends, with back-off in between. What is left to the caller
-// are the answers themselves: ErrNotFound and ErrConflict. Only a Watcher fails
-// as before: what comes after it is a List, which is patient again.
+// Patient is a store that does not fail: each call is tried until it is answered
+// or its ctx ends, with back-off in between. What is left to the caller are the
+// answers themselves: ErrNotFound and ErrConflict. Only a Watcher fails as
+// before: what comes after it is a List, which is patient again.
 //
 // An outage is said in the log when it begins, when it ends, and once a minute
-// in between, however many callers meet it.
+// in between, however many callers meet it. It lasts while any call waits that
+// has failed, so that a store which still answers some questions, but not those
+// that matter, does not come and go in the log.
 //
-// A write whose answer was lost may have been made all the same; its second try
-// then says ErrConflict, and the caller finds its own value in the store.
-func Patient(store Store) Store { return &patient{store: store} }
+// A write whose answer was lost may have been made all the same, at once or
+// later. The next try then meets it, and returns it as its own.
+type Patient struct {
+	store  Store
+	chance *chance
 
-type patient struct {
-	store Store
-
-	mu    sync.Mutex
-	since time.Time // when the outage began; zero when there is none
-	said  time.Time // when it was last mentioned
+	mu      sync.Mutex
+	waiting int       // calls that have failed and are still being tried
+	since   time.Time // when the outage began
+	said    time.Time // when it was last mentioned
 }
 
-func (p *patient) Config(ctx context.Context) (value string, revision uint64, err error) {
+// NewPatient makes a host, known by its address, patient with a store.
+func NewPatient(store Store, host netip.Addr) *Patient {
+	return &Patient{store: store, chance: newChance(host)}
+}
+
+// Config is Store's.
+func (p *Patient) Config(ctx context.Context) (value string, revision uint64, err error) {
 	err = p.try(ctx, func() error {
 		value, revision, err = p.store.Config(ctx)
 		return err
@@ -48,16 +49,19 @@ func (p *patient) Config(ctx context.Context) (value string, revision uint64, er
 	return value, revision, err
 }
 
-func (p *patient) AwaitConfig(ctx context.Context, revision uint64) error {
+// AwaitConfig waits until the config may have been written or deleted since
+// revision, or ctx ends, which alone is an error.
+func (p *Patient) AwaitConfig(ctx context.Context, revision uint64) error {
 	if err := p.store.AwaitConfig(ctx, revision); err != nil {
 		// The caller reads the config again, with all patience; but not in a
 		// busy loop, should only watching fail.
-		return sleep(ctx, firstRetry)
+		return sleep(ctx, p.chance.around(lastRetry))
 	}
 	return nil
 }
 
-func (p *patient) List(ctx context.Context) (entries []Entry, revision uint64, err error) {
+// List is Store's.
+func (p *Patient) List(ctx context.Context) (entries []Entry, revision uint64, err error) {
 	err = p.try(ctx, func() error {
 		entries, revision, err = p.store.List(ctx)
 		return err
@@ -65,73 +69,95 @@ func (p *patient) List(ctx context.Context) (entries []Entry, revision uint64, e
 	return entries, revision, err
 }
 
-func (p *patient) Watch(ctx context.Context, revision uint64) Watcher {
+// Get is Store's.
+func (p *Patient) Get(ctx context.Context, key string) (e Entry, err error) {
+	err = p.try(ctx, func() error {
+		e, err = p.store.Get(ctx, key)
+		return err
+	})
+	return e, err
+}
+
+// Watch is Store's, and no more patient.
+func (p *Patient) Watch(ctx context.Context, revision uint64) Watcher {
 	return p.store.Watch(ctx, revision)
 }
 
-func (p *patient) Create(ctx context.Context, key, value string, ttl time.Duration) (e Entry, err error) {
-	err = p.try(ctx, func() error {
-		e, err = p.store.Create(ctx, key, value, ttl)
-		return err
-	})
-	return e, err
+// Create is Store's.
+func (p *Patient) Create(ctx context.Context, key, value string, ttl time.Duration) (Entry, error) {
+	return p.write(ctx, key, value, func() (Entry, error) { return p.store.Create(ctx, key, value, ttl) })
 }
 
-func (p *patient) Update(ctx context.Context, key string, revision uint64, value string, ttl time.Duration) (e Entry, err error) {
-	err = p.try(ctx, func() error {
-		e, err = p.store.Update(ctx, key, revision, value, ttl)
-		return err
-	})
-	return e, err
+// Update is Store's.
+func (p *Patient) Update(ctx context.Context, key string, revision uint64, value string, ttl time.Duration) (Entry, error) {
+	return p.write(ctx, key, value, func() (Entry, error) { return p.store.Update(ctx, key, revision, value, ttl) })
 }
 
-func (p *patient) Delete(ctx context.Context, key string, revision uint64) error {
+// Delete is Store's.
+func (p *Patient) Delete(ctx context.Context, key string, revision uint64) error {
 	return p.try(ctx, func() error { return p.store.Delete(ctx, key, revision) })
 }
 
-// try calls f until the store has answered, which an answer like ErrConflict
-// does too.
-func (p *patient) try(ctx context.Context, f func() error) error {
-	wait := newBackOff()
+// write tries a write until it is answered. The value names the host, so that an
+// entry which has it, when a try without an answer went before, is that try's.
+func (p *Patient) write(ctx context.Context, key, value string, write func() (Entry, error)) (e Entry, err error) {
+	unclear := false
+	err = p.try(ctx, func() error {
+		e, err = write()
+		switch {
+		case !answers(err):
+			unclear = true
+		case unclear && errors.Is(err, ErrConflict):
+			there, gerr := p.store.Get(ctx, key)
+			if !answers(gerr) {
+				return gerr // and so once more from the beginning
+			}
+			if gerr == nil && there.Value == value {
+				e, err = there, nil
+			}
+		}
+		return err
+	})
+	return e, err
+}
+
+// answers reports whether a store that returns err has done what it was asked
+// to, or has said why not; any other error leaves open what has happened.
+func answers(err error) bool {
+	return err == nil || errors.Is(err, ErrNotFound) || errors.Is(err, ErrConflict)
+}
+
+// try calls f until the store has answered.
+func (p *Patient) try(ctx context.Context, f func() error) error {
+	wait := p.chance.pauses(firstRetry)
+	failed := false
 	for {
 		err := f()
 		if ctx.Err() != nil {
-			return ctx.Err()
+			err = ctx.Err()
 		}
-		if err == nil || errors.Is(err, ErrNotFound) || errors.Is(err, ErrConflict) {
-			p.answered()
+		if ctx.Err() != nil || answers(err) {
+			if failed {
+				p.goesOn(ctx)
+			}
 			return err
 		}
-		p.failed(err)
-		if err := sleep(ctx, wait.NextBackOff()); err != nil {
-			return err
-		}
+		p.waits(err, !failed)
+		failed = true
+		sleep(ctx, wait.next())
 	}
 }
 
-func newBackOff() *backoff.ExponentialBackOff {
-	b := backoff.NewExponentialBackOff() // jittered, so that a cluster does not come back in step
-	b.InitialInterval, b.MaxInterval = firstRetry, lastRetry
-	return b
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-t.C:
-		return nil
-	}
-}
-
-func (p *patient) failed(err error) {
+// waits notes that a call has failed with err, for the first time or again.
+func (p *Patient) waits(err error, first bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
+	if first {
+		p.waiting++
+	}
 	switch {
-	case p.since.IsZero():
+	case first && p.waiting == 1:
 		p.since, p.said = now, now
 		klog.Warningf("Waiting for the store: %v", err)
 	case now.Sub(p.said) >= sayAgain:
@@ -140,11 +166,24 @@ func (p *patient) failed(err error) {
 	}
 }
 
-func (p *patient) answered() {
+// goesOn notes that a call that had failed is over.
+func (p *Patient) goesOn(ctx context.Context) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if !p.since.IsZero() {
+	p.waiting--
+	if p.waiting == 0 && ctx.Err() == nil {
 		klog.Infof("The store works again, after %v", time.Since(p.since).Round(100*time.Millisecond))
-		p.since = time.Time{}
+	}
+}
+
+// sleep waits for so long, or until ctx ends, which is its error.
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-t.C:
+		return nil
 	}
 }

@@ -11,7 +11,6 @@ import (
 
 	"k8s.io/klog/v2"
 
-	"flanneld/subnet"
 	"flanneld/subnet/storetest"
 )
 
@@ -28,7 +27,7 @@ func TestPatient(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		memory := storetest.NewMemory()
 		memory.SetConfig("one")
-		store := subnet.Patient(memory)
+		store := patient(memory, ownIP)
 		const callers, minutes = 5, 10
 		memory.SetDown(true)
 		var wg sync.WaitGroup

@@ -26,7 +26,9 @@ type Entry struct {
 	// Value is the text that was written.
 	Value string
 	// Expires is when the store drops the entry, on this host's clock; zero
-	// when it never does.
+	// when it never does. As the time an answer takes cannot be told from the
+	// time since, it may be too early by that, but not too late. Of an Event it
+	// is not to be relied on, as the event may be old.
 	Expires time.Time
 	// Revision is the store's version of the entry.
 	Revision uint64
@@ -73,6 +75,8 @@ type Store interface {
 
 	// List returns all leases, and the version that Watch continues from.
 	List(ctx context.Context) (entries []Entry, revision uint64, err error)
+	// Get returns the lease of one key, or ErrNotFound.
+	Get(ctx context.Context, key string) (Entry, error)
 	// Watch reports all changes since revision until ctx ends.
 	Watch(ctx context.Context, revision uint64) Watcher
 

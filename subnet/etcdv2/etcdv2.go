@@ -120,6 +120,16 @@ func (s *Store) List(ctx context.Context) ([]subnet.Entry, uint64, error) {
 	return entries, resp.Index, nil
 }
 
+// Get implements subnet.Store.
+func (s *Store) Get(ctx context.Context, key string) (subnet.Entry, error) {
+	resp, err := s.keys.Get(ctx, s.leaseKey(key), &client.GetOptions{Quorum: true})
+	if err != nil {
+		_, err = explain("reading", s.leaseKey(key), err)
+		return subnet.Entry{}, err
+	}
+	return entry(resp.Node), nil
+}
+
 // Watch implements subnet.Store.
 func (s *Store) Watch(ctx context.Context, revision uint64) subnet.Watcher {
 	return &watcher{s, ctx, s.keys.Watcher(s.subnetsDir(), &client.WatcherOptions{AfterIndex: revision, Recursive: true})}

@@ -83,8 +83,8 @@ func (m *Memory) Restore(e subnet.Entry, ttl time.Duration) {
 	m.wake()
 }
 
-// Get returns the lease of a key.
-func (m *Memory) Get(key string) (subnet.Entry, bool) {
+// Lease returns the lease of a key, as an operator sees it.
+func (m *Memory) Lease(key string) (subnet.Entry, bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	e, ok := m.leases[key]
@@ -201,6 +201,19 @@ func (m *Memory) List(ctx context.Context) ([]subnet.Entry, uint64, error) {
 		all = append(all, e)
 	}
 	return all, m.revision, nil
+}
+
+// Get implements subnet.Store.
+func (m *Memory) Get(ctx context.Context, key string) (subnet.Entry, error) {
+	defer m.mu.Unlock()
+	if err := m.begin(ctx); err != nil {
+		return subnet.Entry{}, err
+	}
+	e, ok := m.leases[key]
+	if !ok {
+		return subnet.Entry{}, subnet.ErrNotFound
+	}
+	return e, nil
 }
 
 // Watch implements subnet.Store.

@@ -97,6 +97,13 @@ func Run(t *testing.T, make func(t *testing.T) (subnet.Store, Operator)) {
 		if len(all) != 1 || all[0] != b {
 			t.Errorf("listed %+v, want %+v", all, b)
 		}
+		got, err := s.Get(ctx, key)
+		must(t, err)
+		if got != b {
+			t.Errorf("got %+v, want %+v", got, b)
+		}
+		_, err = s.Get(ctx, other)
+		is(t, "getting what is not there", err, subnet.ErrNotFound)
 		must(t, s.Delete(ctx, key, b.Revision))
 		_, err = s.Create(ctx, key, "d", time.Hour)
 		must(t, err)
