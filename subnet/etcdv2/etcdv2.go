@@ -10,7 +10,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net"
+	"net/url"
 	"path"
 	"strings"
 	"sync/atomic"
@@ -36,22 +36,15 @@ type Options struct {
 	Username, Password string
 }
 
-const (
-	dialTimeout = 2 * time.Second
-	// answerTimeout is for the head of an answer, which of a watch comes at
-	// once. One member that takes longer is passed over for the next.
-	answerTimeout = 5 * time.Second
-)
-
-// keepAlive finds out within a dozen seconds that a member has fallen silent. A
-// watch may wait for hours, so that no time-out for answers can tell.
-var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 5 * time.Second, Interval: 2 * time.Second, Count: 3}
-
 // Store is etcd under one prefix.
 type Store struct {
-	keys   client.KeysAPI
-	prefix string
-	listed atomic.Int64 // leases in the latest list
+	keys    client.KeysAPI
+	members *members
+	// watches have one endpoint each, by its root: a watch is to end with the
+	// member it is on, and not to go on where another history may be told.
+	watches map[string]client.KeysAPI
+	prefix  string
+	listed  atomic.Int64 // leases in the latest list
 }
 
 var _ subnet.Store = (*Store)(nil)
@@ -59,23 +52,40 @@ var _ subnet.Store = (*Store)(nil)
 // New makes a Store without asking etcd anything yet. Its errors are about the
 // options: a URL or TLS file that cannot be used.
 func New(o Options) (*Store, error) {
-	tls := transport.TLSInfo{TrustedCAFile: o.CAFile, CertFile: o.CertFile, KeyFile: o.KeyFile}
-	tr, err := transport.NewTransport(tls, dialTimeout)
+	m, err := newMembers(transport.TLSInfo{TrustedCAFile: o.CAFile, CertFile: o.CertFile, KeyFile: o.KeyFile})
 	if err != nil {
 		return nil, fmt.Errorf("setting up TLS to etcd with the files given: %w", err)
 	}
-	tr.DialContext = (&net.Dialer{Timeout: dialTimeout, KeepAliveConfig: keepAlive}).DialContext
-	c, err := client.New(client.Config{
-		Endpoints:               o.Endpoints,
-		Transport:               tr,
-		Username:                o.Username,
-		Password:                o.Password,
-		HeaderTimeoutPerRequest: answerTimeout,
-	})
-	if err != nil {
-		return nil, fmt.Errorf("using the etcd endpoints %s: %w", strings.Join(o.Endpoints, ","), err)
+	keys := func(endpoints ...string) (client.KeysAPI, error) {
+		c, err := client.New(client.Config{Endpoints: endpoints, Transport: m, Username: o.Username, Password: o.Password})
+		if err != nil {
+			return nil, fmt.Errorf("using the etcd endpoints %s: %w", strings.Join(o.Endpoints, ","), err)
+		}
+		return client.NewKeysAPI(c), nil
 	}
-	return &Store{keys: client.NewKeysAPI(c), prefix: path.Join("/", o.Prefix)}, nil
+	s := &Store{members: m, prefix: path.Join("/", o.Prefix), watches: map[string]client.KeysAPI{}}
+	if s.keys, err = keys(o.Endpoints...); err != nil {
+		return nil, err
+	}
+	for _, e := range o.Endpoints {
+		u, err := url.Parse(e)
+		if err != nil {
+			return nil, fmt.Errorf("using the etcd endpoint %s: %w", e, err)
+		}
+		if s.watches[rootOf(u.JoinPath("v2", "keys"))], err = keys(e); err != nil {
+			return nil, err
+		}
+	}
+	return s, nil
+}
+
+// watching is for a watch that begins now: on the member that has answered last,
+// which therefore knows of all that was seen.
+func (s *Store) watching() client.KeysAPI {
+	if root := s.members.answered.Load(); root != nil && s.watches[*root] != nil {
+		return s.watches[*root]
+	}
+	return s.keys
 }
 
 func (s *Store) configKey() string        { return path.Join(s.prefix, "config") }
@@ -97,13 +107,14 @@ func (s *Store) Config(ctx context.Context) (string, uint64, error) {
 
 // AwaitConfig implements subnet.Store.
 func (s *Store) AwaitConfig(ctx context.Context, revision uint64) error {
-	_, err := s.keys.Watcher(s.configKey(), &client.WatcherOptions{AfterIndex: revision}).Next(ctx)
+	_, err := s.watching().Watcher(s.configKey(), &client.WatcherOptions{AfterIndex: revision}).Next(ctx)
 	_, err = explain("watching", s.configKey(), err)
 	return err
 }
 
 // List implements subnet.Store.
 func (s *Store) List(ctx context.Context) ([]subnet.Entry, uint64, error) {
+	asked := time.Now()
 	resp, err := s.keys.Get(ctx, s.subnetsDir(), &client.GetOptions{Recursive: true, Quorum: true})
 	if err != nil {
 		index, err := explain("listing", s.subnetsDir(), err)
@@ -114,7 +125,7 @@ func (s *Store) List(ctx context.Context) ([]subnet.Entry, uint64, error) {
 	}
 	entries := make([]subnet.Entry, 0, len(resp.Node.Nodes))
 	for _, n := range resp.Node.Nodes {
-		entries = append(entries, entry(n)) // a directory has no value, and nobody else can have its key
+		entries = append(entries, entry(n, asked)) // a directory has no value, and nobody else can have its key
 	}
 	s.listed.Store(int64(len(entries)))
 	return entries, resp.Index, nil
@@ -122,59 +133,18 @@ func (s *Store) List(ctx context.Context) ([]subnet.Entry, uint64, error) {
 
 // Get implements subnet.Store.
 func (s *Store) Get(ctx context.Context, key string) (subnet.Entry, error) {
+	asked := time.Now()
 	resp, err := s.keys.Get(ctx, s.leaseKey(key), &client.GetOptions{Quorum: true})
 	if err != nil {
 		_, err = explain("reading", s.leaseKey(key), err)
 		return subnet.Entry{}, err
 	}
-	return entry(resp.Node), nil
+	return entry(resp.Node, asked), nil
 }
 
 // Watch implements subnet.Store.
 func (s *Store) Watch(ctx context.Context, revision uint64) subnet.Watcher {
-	return &watcher{s, ctx, s.keys.Watcher(s.subnetsDir(), &client.WatcherOptions{AfterIndex: revision, Recursive: true})}
-}
-
-// A watch of the v2 API asks for one event after another, and each answer takes
-// etcd and us about as long as this many leases in a list do. Behind by fewer
-// events than leastBehind, asking on is always less trouble.
-const (
-	leasesPerEvent = 16
-	leastBehind    = 16
-)
-
-type watcher struct {
-	s   *Store
-	ctx context.Context
-	w   client.Watcher
-}
-
-// Next implements subnet.Watcher.
-func (w *watcher) Next() ([]subnet.Event, error) {
-	for {
-		resp, err := w.w.Next(w.ctx)
-		if err != nil {
-			_, err = explain("watching", w.s.subnetsDir(), err)
-			return nil, err
-		}
-		// An event of the past comes with the index of the present.
-		if behind := int64(resp.Index) - int64(resp.Node.ModifiedIndex); behind > max(leastBehind, w.s.listed.Load()/leasesPerEvent) {
-			return nil, fmt.Errorf("%s is %w, by %d events", w.s.subnetsDir(), subnet.ErrBehind, behind)
-		}
-		deleted := false
-		switch resp.Action {
-		case "delete", "expire", "compareAndDelete":
-			deleted = true
-		}
-		switch {
-		case path.Dir(resp.Node.Key) != w.s.subnetsDir():
-			if deleted {
-				return nil, fmt.Errorf("%w: %s was removed as a whole", subnet.ErrWatchLost, resp.Node.Key)
-			}
-		default:
-			return []subnet.Event{{Entry: entry(resp.Node), Deleted: deleted}}, nil
-		}
-	}
+	return &watcher{s, ctx, s.watching().Watcher(s.subnetsDir(), &client.WatcherOptions{AfterIndex: revision, Recursive: true})}
 }
 
 // Create implements subnet.Store.
@@ -191,12 +161,13 @@ func (s *Store) Update(ctx context.Context, key string, revision uint64, value s
 }
 
 func (s *Store) set(ctx context.Context, key, value string, opts *client.SetOptions) (subnet.Entry, error) {
+	asked := time.Now()
 	resp, err := s.keys.Set(ctx, s.leaseKey(key), value, opts)
 	if err != nil {
 		_, err = explain("writing", s.leaseKey(key), err)
 		return subnet.Entry{}, err
 	}
-	return entry(resp.Node), nil
+	return entry(resp.Node, asked), nil
 }
 
 // Delete implements subnet.Store.
@@ -209,58 +180,12 @@ func (s *Store) Delete(ctx context.Context, key string, revision uint64) error {
 	return err
 }
 
-// entry reads a node. The time it expires is counted from now, as the clock of
-// the member need not agree with ours.
-func entry(n *client.Node) subnet.Entry {
+// entry reads a node of an answer to what was asked then. The time it expires is
+// counted from that moment, as the clock of the member need not agree with ours.
+func entry(n *client.Node, asked time.Time) subnet.Entry {
 	e := subnet.Entry{Key: path.Base(n.Key), Value: n.Value, Revision: n.ModifiedIndex}
 	if n.Expiration != nil {
-		e.Expires = time.Now().Add(time.Duration(n.TTL) * time.Second)
+		e.Expires = asked.Add(time.Duration(n.TTL) * time.Second)
 	}
 	return e
-}
-
-// explain turns an error of the client about a key into the answer it stands
-// for, or into one message that says what went wrong; and returns the index
-// that etcd's answer had.
-func explain(doing, key string, err error) (index uint64, _ error) {
-	var answer client.Error
-	var cluster *client.ClusterError
-	switch {
-	case err == nil:
-		return 0, nil
-	case errors.As(err, &answer):
-		switch answer.Code {
-		case client.ErrorCodeKeyNotFound:
-			err = subnet.ErrNotFound
-		case client.ErrorCodeTestFailed, client.ErrorCodeNodeExist:
-			err = subnet.ErrConflict
-		case client.ErrorCodeEventIndexCleared:
-			err = subnet.ErrWatchLost
-		default:
-			return answer.Index, fmt.Errorf("%s %s: etcd says: %s (%s)", doing, key, answer.Message, answer.Cause)
-		}
-		return answer.Index, fmt.Errorf("%s is %w", key, err)
-	case errors.Is(err, client.ErrInvalidJSON):
-		return 0, fmt.Errorf("%s %s: the answer is not one of etcd's v2 API (from version 3.4 on etcd serves that only when started with --enable-v2)", doing, key)
-	case errors.As(err, &cluster):
-		return 0, fmt.Errorf("%s %s: no etcd endpoint has answered: %s", doing, key, oneLine(cluster))
-	}
-	return 0, fmt.Errorf("%s %s in etcd: %w", doing, key, err)
-}
-
-// oneLine lists what each endpoint said, the same thing once.
-func oneLine(c *client.ClusterError) string {
-	var all []string
-	said := map[string]bool{}
-	for _, err := range c.Errors {
-		text := err.Error()
-		if strings.HasSuffix(text, "EOF") || strings.Contains(text, "malformed HTTP") {
-			text += " (is it http in the endpoint's URL where https is needed, or the other way round?)"
-		}
-		if !said[text] {
-			said[text] = true
-			all = append(all, text)
-		}
-	}
-	return strings.Join(all, "; ")
 }

@@ -1,0 +1,273 @@
+package etcdv2
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"go.etcd.io/etcd/client/pkg/v3/transport"
+
+	"flanneld/subnet"
+)
+
+const (
+	dialTimeout = 2 * time.Second
+	// answerTimeout is for the head of an answer, and for each further part of it.
+	// A member that takes longer is passed over for the next.
+	answerTimeout = 5 * time.Second
+	// checkEvery is how often at least a member is asked, while it has nothing to
+	// say to a watch, whether it is still part of its cluster.
+	checkEvery = 10 * time.Second
+	// elections is how often a member may then say in a row that there is no
+	// leader, at a second's distance: an election takes about one (etcd's default).
+	elections = 3
+)
+
+// keepAlive finds out within six seconds that a connection has fallen silent. By
+// then what the other side had to say would have waited for at most as long again
+// for its next try, as TCP doubles the wait (RFC 6298 5.5).
+var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 3 * time.Second, Interval: time.Second, Count: 3}
+
+// member carries requests to the members of etcd, and is for what the client does
+// not do by itself: it reads the TLS files anew for each connection, keeps what a
+// member says when it fails, bounds the time an answer takes, finds out that a
+// member no longer hears of changes while a watch waits for them, and knows which
+// member has answered last.
+type members struct {
+	http     *http.Transport
+	answered atomic.Pointer[string] // root of the member that answered last
+	pace     pace
+}
+
+func newMembers(files transport.TLSInfo) (*members, error) {
+	tr, err := transport.NewTransport(files, dialTimeout) // reads the files, so that what is wrong with them shows at once
+	if err != nil {
+		return nil, err
+	}
+	dialer := &net.Dialer{Timeout: dialTimeout, KeepAliveConfig: keepAlive}
+	tr.DialContext = dialer.DialContext
+	tr.DialTLSContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+		ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+		defer cancel()
+		config, err := files.ClientConfig()
+		if err != nil {
+			return nil, fmt.Errorf("reading the TLS files: %w", err)
+		}
+		return (&tls.Dialer{NetDialer: dialer, Config: config}).DialContext(ctx, network, addr)
+	}
+	return &members{http: tr}, nil
+}
+
+// CancelRequest is what the client asks a transport to have, and never calls.
+func (*members) CancelRequest(*http.Request) {}
+
+// RoundTrip implements http.RoundTripper. An answer that says the member failed
+// is an error, with the reason it gave.
+func (m *members) RoundTrip(req *http.Request) (*http.Response, error) {
+	root := rootOf(req.URL)
+	query := req.URL.Query()
+	ctx, cancel := context.WithCancelCause(req.Context())
+	b := &body{ctx: ctx, cancel: cancel}
+	if watch, _ := strconv.ParseBool(query.Get("wait")); watch {
+		b.watch, b.began = true, time.Now()
+		b.done = make(chan struct{})
+		go func() {
+			defer close(b.done)
+			if err := m.check(ctx, root, req.Header.Get("Authorization")); err != nil {
+				cancel(err)
+			}
+		}()
+	} else {
+		b.late = time.AfterFunc(answerTimeout, func() { cancel(fmt.Errorf("%s has not answered within %v", root, answerTimeout)) })
+	}
+	resp, err := m.answer(root, req.WithContext(ctx))
+	if err == nil && b.watch {
+		err = sameHistory(resp.Header.Get("X-Etcd-Index"), query.Get("waitIndex"))
+	}
+	if err != nil {
+		if resp != nil {
+			resp.Body.Close()
+		}
+		err = b.why(err)
+		b.end()
+		return nil, err
+	}
+	if !b.watch {
+		m.answered.Store(&root)
+	}
+	b.ReadCloser, resp.Body = resp.Body, b
+	return resp, nil
+}
+
+// answer makes an error of an answer that says that the member failed.
+func (m *members) answer(root string, req *http.Request) (*http.Response, error) {
+	began := time.Now()
+	resp, err := m.http.RoundTrip(req)
+	var dial *net.OpError
+	switch {
+	case errors.As(err, &dial) && dial.Op == "dial":
+		return nil, err // names the member
+	case err != nil:
+		return nil, fmt.Errorf("%s: %w", root, err)
+	}
+	if req.URL.Query().Get("wait") == "" {
+		m.pace.note(root, time.Since(began))
+	}
+	if resp.StatusCode < http.StatusInternalServerError {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	text, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
+	return nil, fmt.Errorf("%s answers %s%s", root, resp.Status, reason(text))
+}
+
+// reason is what the body of a failure says, in a line: one of etcd's, or
+// something else's on the way.
+func reason(text []byte) string {
+	var etcds struct{ Message, Cause string }
+	said := strings.Join(strings.Fields(string(text)), " ")
+	if json.Unmarshal(text, &etcds) == nil && etcds.Message != "" {
+		said = etcds.Message
+		if etcds.Cause != "" {
+			said += " (" + etcds.Cause + ")"
+		}
+	}
+	if said == "" || len(said) > 200 || strings.HasPrefix(said, "<") {
+		return ""
+	}
+	return ": " + said
+}
+
+// rootOf is the URL of the member that a request goes to.
+func rootOf(u *url.URL) string {
+	base, _, _ := strings.Cut(u.Path, "/v2/")
+	return u.Scheme + "://" + u.Host + strings.TrimSuffix(base, "/")
+}
+
+// sameHistory returns an error when a member that is to report what came after an
+// index has itself not got as far: it lags behind, or it has lost its data and
+// would be silent for as long as it takes to count as far again.
+func sameHistory(index, waitIndex string) error {
+	have, herr := strconv.ParseUint(index, 10, 64)
+	next, nerr := strconv.ParseUint(waitIndex, 10, 64)
+	if herr == nil && nerr == nil && have+1 < next {
+		return fmt.Errorf("%w: it is only at index %d where %d was seen", subnet.ErrWatchLost, have, next-1)
+	}
+	return nil
+}
+
+// check returns an error once a member does not answer, or has not known a leader
+// for some time: cut off from the others, it hears of no changes, and a watch on
+// it waits in vain. It returns nil when ctx ends.
+func (m *members) check(ctx context.Context, root, authorization string) error {
+	wait := checkEvery/2 + rand.N(checkEvery/2)
+	for failed := 0; ; {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(wait):
+		}
+		err := m.knowsLeader(ctx, root, authorization)
+		switch {
+		case ctx.Err() != nil:
+			return nil
+		case err == nil:
+			wait, failed = checkEvery/2+rand.N(checkEvery/2), 0
+			continue
+		case errors.Is(err, context.DeadlineExceeded):
+			return fmt.Errorf("%s has not answered within %v", root, answerTimeout)
+		}
+		if failed++; failed == elections {
+			return err
+		}
+		wait = time.Second
+	}
+}
+
+// knowsLeader asks a member who the leader is. An answer that is none of etcd's,
+// as of a gateway that lets only the keys through, tells nothing.
+func (m *members) knowsLeader(ctx context.Context, root, authorization string) error {
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, root+"/v2/members/leader", nil)
+	if err != nil {
+		return err
+	}
+	if authorization != "" {
+		req.Header.Set("Authorization", authorization)
+	}
+	resp, err := m.answer(root, req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	_, err = io.Copy(io.Discard, resp.Body) // to its end, for the connection to be of further use
+	return err
+}
+
+// body is an answer's, which does not wait for its next part without end.
+type body struct {
+	io.ReadCloser
+	ctx    context.Context
+	cancel context.CancelCauseFunc
+
+	late *time.Timer // ends what takes too long; nil for a watch
+
+	watch bool
+	began time.Time
+	done  chan struct{} // closed when nobody checks the member any more
+	some  bool          // something was read
+}
+
+// Read implements io.Reader.
+func (b *body) Read(p []byte) (n int, err error) {
+	if b.late != nil {
+		b.late.Reset(answerTimeout)
+	}
+	n, err = b.ReadCloser.Read(p)
+	b.some = b.some || n > 0
+	if err == io.EOF && b.watch && !b.some && time.Since(b.began) < time.Second {
+		// The client would ask again at once, and so on as fast as it can.
+		return n, errors.New("the answer to the watch was empty")
+	}
+	if err != nil && err != io.EOF {
+		err = b.why(err)
+	}
+	return n, err
+}
+
+// why is what has ended the request when that was this side.
+func (b *body) why(err error) error {
+	if b.ctx.Err() != nil {
+		return context.Cause(b.ctx)
+	}
+	return err
+}
+
+// Close implements io.Closer.
+func (b *body) Close() error {
+	err := b.ReadCloser.Close()
+	b.end()
+	return err
+}
+
+func (b *body) end() {
+	b.cancel(nil)
+	if b.late != nil {
+		b.late.Stop()
+	}
+	if b.watch {
+		<-b.done
+	}
+}
