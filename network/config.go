@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
+	"time"
 
 	"k8s.io/klog/v2"
 
@@ -76,33 +79,97 @@ func awaitConfig(ctx context.Context, store *subnet.Patient) (config, error) {
 	}
 }
 
-// watchConfig warns when the config in the store becomes another than the one
-// in use, which only a restart applies.
-func watchConfig(ctx context.Context, store *subnet.Patient, inUse config) error {
-	last, revision := inUse.text, inUse.revision
-	for {
+// untilOtherConfig waits until the store has another config than c, or none. It
+// reports false when ctx ends first.
+func untilOtherConfig(ctx context.Context, store *subnet.Patient, c config) bool {
+	// Most hosts have their subnet in a moment, and need not watch meanwhile.
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(time.Second):
+	}
+	for revision := c.revision; ; {
+		if store.AwaitConfig(ctx, revision) != nil {
+			return false
+		}
+		text, now, err := store.Config(ctx)
+		if ctx.Err() != nil {
+			return false
+		}
+		if err != nil || text != c.text {
+			return true
+		}
+		revision = now
+	}
+}
+
+// configWatch compares the config in the store with the one in use, which only a
+// restart replaces.
+type configWatch struct {
+	inUse  config
+	own    netip.Prefix // this host's subnet
+	health *health
+
+	said    string // how the two differ; empty when they do not
+	outside atomic.Bool
+}
+
+// run says how the config in the store differs from the one in use, once for
+// each change, until ctx ends.
+func (w *configWatch) run(ctx context.Context, store *subnet.Patient) error {
+	for revision := w.inUse.revision; ; {
 		if store.AwaitConfig(ctx, revision) != nil {
 			return nil // ctx has ended
 		}
 		text, now, err := store.Config(ctx)
-		if err != nil && !errors.Is(err, subnet.ErrNotFound) {
-			return nil
+		switch {
+		case errors.Is(err, subnet.ErrNotFound):
+			w.say("the network config was deleted from the store; flanneld goes on with the one read at the start")
+		case err != nil:
+			return nil // ctx has ended
+		default:
+			w.compare(text)
 		}
 		revision = now
-		if text == last {
-			continue
-		}
-		last = text
-		c, _, perr := parseConfig(text)
-		switch {
-		case err != nil:
-			klog.Warning("The network config was deleted from the store; going on with the one read at the start")
-		case text == inUse.text:
+	}
+}
+
+// compare says how a config that is in the store now differs.
+func (w *configWatch) compare(text string) {
+	c, _, err := parseConfig(text)
+	if err != nil {
+		w.say(fmt.Sprintf("the network config in the store was changed to one that cannot be used; flanneld goes on with the one read at the start: %v", err))
+		return
+	}
+	differences := c.Differences(w.inUse.Config)
+	if len(differences) == 0 {
+		w.outside.Store(false)
+		if w.said != "" {
+			w.said = ""
+			w.health.note("config", "")
 			klog.Info("The network config in the store is again the one in use")
-		case perr != nil:
-			klog.Warningf("The network config in the store was changed to one that cannot be used; going on with the one read at the start: %v", perr)
-		default:
-			klog.Warningf("The network config in the store was changed to %v; in use is %v, until flanneld is restarted", c, inUse)
 		}
+		return
+	}
+	consequence := ""
+	w.outside.Store(!c.Fits(w.own))
+	if w.outside.Load() {
+		consequence = fmt.Sprintf("; this host's subnet %v is none of its subnets, and is kept until then", w.own)
+	}
+	w.say(fmt.Sprintf("the network config in the store was changed: %s%s; restart flanneld to apply it", strings.Join(differences, ", "), consequence))
+}
+
+func (w *configWatch) say(what string) {
+	if what != w.said {
+		w.said = what
+		w.health.note("config", what)
+		klog.Warning(strings.ToUpper(what[:1]) + what[1:])
+	}
+}
+
+// renewed is told of each time the lease was written.
+func (w *configWatch) renewed() {
+	if w.outside.Load() {
+		klog.Warningf("Renewed the lease of %v, although that is none of the subnets of the network config in the store: this host's containers use it until flanneld is restarted", w.own)
 	}
 }

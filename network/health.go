@@ -3,7 +3,7 @@ package network
 import (
 	"context"
 	"fmt"
-	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -19,9 +19,11 @@ type health struct {
 	mu       sync.Mutex
 	isReady  bool
 	problems map[string][]string // by part of the node
+	notes    map[string]string   // by part
+	checks   []func() error
 }
 
-func newHealth() *health { return &health{problems: map[string][]string{}} }
+func newHealth() *health { return &health{problems: map[string][]string{}, notes: map[string]string{}} }
 
 // set replaces what is known to be wrong with a part.
 func (h *health) set(part string, problems []error) {
@@ -33,25 +35,50 @@ func (h *health) set(part string, problems []error) {
 	}
 }
 
+// note replaces what is to be known of a part that works.
+func (h *health) note(part, text string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.notes, part)
+	if text != "" {
+		h.notes[part] = part + ": " + text
+	}
+}
+
+// check adds something that is found out each time somebody asks.
+func (h *health) check(f func() error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.checks = append(h.checks, f)
+}
+
 func (h *health) ready() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.isReady = true
 }
 
-// reasons lists what is wrong, nothing when all is well.
-func (h *health) reasons() []string {
+// report says whether all is well, and lists what is wrong or to be known.
+func (h *health) report() (well bool, lines []string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if !h.isReady {
-		return []string{"not ready yet"}
+		return false, []string{"not ready yet"}
 	}
-	var all []string
 	for _, p := range h.problems {
-		all = append(all, p...)
+		lines = append(lines, p...)
 	}
-	slices.Sort(all)
-	return all
+	for _, f := range h.checks {
+		if err := f(); err != nil {
+			lines = append(lines, err.Error())
+		}
+	}
+	slices.Sort(lines)
+	well = len(lines) == 0
+	if well {
+		lines = []string{"ok"}
+	}
+	return well, append(lines, slices.Sorted(maps.Values(h.notes))...)
 }
 
 // serve answers /healthz in the group until ctx ends.
@@ -62,14 +89,12 @@ func (h *health) serve(ctx context.Context, g *errgroup.Group, addr netip.AddrPo
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) {
-		reasons := h.reasons()
-		if len(reasons) == 0 {
-			io.WriteString(w, "ok\n")
-			return
+		well, lines := h.report()
+		if !well {
+			w.WriteHeader(http.StatusServiceUnavailable)
 		}
-		w.WriteHeader(http.StatusServiceUnavailable)
-		for _, r := range reasons {
-			fmt.Fprintln(w, r)
+		for _, l := range lines {
+			fmt.Fprintln(w, l)
 		}
 	})
 	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}

@@ -81,21 +81,8 @@ type node struct {
 
 // join gets everything under way, each long-running part in the group.
 func (n node) join(ctx context.Context) error {
-	n.Notify("STATUS=Waiting for the network config")
-	config, err := awaitConfig(ctx, n.store)
-	if err != nil {
-		return ended(ctx, err)
-	}
-	klog.Infof("Network config: %v", config)
-	b, err := config.open(backend.Host{Interface: n.iface, PublicIP: n.publicIP, Network: config.Network})
-	if err != nil {
-		return err
-	}
-	attrs := subnet.Attrs{PublicIP: n.publicIP, BackendType: config.BackendType, BackendData: b.Data()}
-
-	n.Notify("STATUS=Waiting for a subnet")
 	memory := memory{subnetFile: n.SubnetFile, mac: n.iface.MAC, hasMAC: hostHasMAC}
-	own, seen, err := subnet.Acquire(ctx, n.store, config.Config, attrs, memory.recall())
+	config, b, own, seen, err := n.acquire(ctx, memory.recall())
 	if err != nil {
 		return ended(ctx, err)
 	}
@@ -113,11 +100,21 @@ func (n node) join(ctx context.Context) error {
 			forBackend.put(subnet.Merge(leases, lingering))
 		})
 	})
+	watch := configWatch{inUse: config, own: own.Subnet, health: n.health}
+	lease := leaseHealth{margin: n.RenewMargin}
+	lease.written(own)
+	n.health.check(lease.problem)
 	n.group.Go(func() error {
-		h := subnet.Holder{Store: n.store, Lease: own, Margin: n.RenewMargin, Changed: memory.keep}
+		h := subnet.Holder{Store: n.store, Lease: own, Margin: n.RenewMargin}
+		h.Changed = func(l subnet.Lease) {
+			memory.keep(l)
+			lease.written(l)
+			watch.renewed()
+		}
+		h.Contested = func(err error) { n.health.set("lease", list(err)) }
 		return h.Run(ctx, forHolder)
 	})
-	n.group.Go(func() error { return watchConfig(ctx, n.store, config) })
+	n.group.Go(func() error { return watch.run(ctx, n.store) })
 	n.group.Go(func() error { return trimMemory(ctx) })
 	n.group.Go(func() error { return n.runFirewall(ctx, config.Network, own.Subnet) })
 	n.group.Go(func() error {
@@ -135,6 +132,34 @@ func (n node) join(ctx context.Context) error {
 	return nil
 }
 
+// acquire waits for a config that can be used, and for a subnet of it. A config
+// that is written while all subnets are taken may have more of them.
+func (n node) acquire(ctx context.Context, last subnet.Remembered) (c config, b backend.Backend, own subnet.Lease, seen subnet.Snapshot, err error) {
+	for {
+		n.Notify("STATUS=Waiting for the network config")
+		if c, err = awaitConfig(ctx, n.store); err != nil {
+			return c, b, own, seen, err
+		}
+		klog.Infof("Network config: %v", c)
+		if b, err = c.open(backend.Host{Interface: n.iface, PublicIP: n.publicIP, Network: c.Network}); err != nil {
+			return c, b, own, seen, err
+		}
+		n.Notify("STATUS=Waiting for a subnet")
+		attrs := subnet.Attrs{PublicIP: n.publicIP, BackendType: c.BackendType, BackendData: b.Data()}
+		trying, stop := context.WithCancel(ctx)
+		other := make(chan bool, 1)
+		go func() {
+			other <- untilOtherConfig(trying, n.store, c)
+			stop()
+		}()
+		own, seen, err = subnet.Acquire(trying, n.store, c.Config, attrs, last)
+		stop()
+		if outdated := <-other; err == nil || !outdated || ctx.Err() != nil {
+			return c, b, own, seen, err
+		}
+	}
+}
+
 // runFirewall keeps the iptables rules. Without them the network works all the
 // same, as far as the host's other rules let it.
 func (n node) runFirewall(ctx context.Context, network, own netip.Prefix) error {
@@ -147,12 +172,16 @@ func (n node) runFirewall(ctx context.Context, network, own netip.Prefix) error 
 	}
 	chains := firewallChains(network, own, n.IPMasq, n.ForwardRules, tables.RandomFully())
 	return tables.Run(ctx, chains, n.FirewallResync, func(err error) {
-		if err == nil {
-			n.health.set(part, nil)
-		} else {
-			n.health.set(part, []error{err})
-		}
+		n.health.set(part, list(err))
 	})
+}
+
+// list is a list of errors of at most one.
+func list(err error) []error {
+	if err == nil {
+		return nil
+	}
+	return []error{err}
 }
 
 // ended is nil where err is but the end of ctx, which is how Run is stopped.

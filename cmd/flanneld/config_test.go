@@ -120,7 +120,7 @@ func TestBadConfigs(t *testing.T) {
 	}
 	// A change while it runs is said, and waits for a restart.
 	c.SetConfig(`{"Network": "10.2.0.0/16", "Backend": {"Type": "host-gw"}}`)
-	c.Must(h.Daemon.WaitLog(`was changed to Network 10.2.0.0/16, .* until flanneld is restarted`, within))
+	c.Must(h.Daemon.WaitLog(`was changed: Network is 10.2.0.0/16 instead of 10.1.0.0/16, .*; this host's subnet .* is none of its subnets, .*; restart flanneld to apply it`, within))
 }
 
 // A config that does not fit this host is an error that says what does not, and
