@@ -95,7 +95,7 @@ func (n node) join(ctx context.Context) error {
 
 	forHolder, forBackend := newLatest[[]*subnet.Lease](), newLatest[[]*subnet.Lease]()
 	n.group.Go(func() error {
-		return subnet.Follow(ctx, n.store, own, seen, func(leases, lingering []*subnet.Lease) {
+		return subnet.Follow(ctx, n.store, own.Subnet, seen, func(leases, lingering []*subnet.Lease) {
 			forHolder.put(leases)
 			forBackend.put(subnet.Merge(leases, lingering))
 		})

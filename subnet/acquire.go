@@ -50,15 +50,20 @@ func Acquire(ctx context.Context, store *Patient, config Config, own Attrs, last
 		if seen, err = look(ctx, store); err != nil {
 			return lease, seen, err
 		}
+		a.entries, seen.entries = seen.entries, nil // of no further use, and many
 		lease, err = a.once(ctx, seen)
 		var none noFreeSubnet
 		switch {
 		case err == nil:
-			// What was seen is where Follow begins. It has to be of the store that the
-			// lease is in, which may have lost its data before it took the lease, and
-			// without what was removed on the way.
+			// What was seen is where Follow begins, and the lease is what has happened
+			// since. But the store may have lost its data before it took the lease, and
+			// what was removed on the way is to be left out: then what it has now counts,
+			// with the lease or without.
 			if a.removed || lease.Revision <= seen.revision {
 				seen, err = look(ctx, store)
+				seen.entries = nil
+			} else {
+				seen.leases = with(seen.leases, &lease)
 			}
 			return lease, seen, err
 		case errors.As(err, &none):
@@ -82,7 +87,14 @@ type acquisition struct {
 	last   Remembered
 	said   map[string]bool
 
-	removed bool // a lease of this host's
+	entries []Entry // what the leases were read from
+	removed bool    // a lease of this host's
+}
+
+// entry is what a lease was read from.
+func (a *acquisition) entry(l *Lease) Entry {
+	key := FormatKey(l.Subnet)
+	return a.entries[slices.IndexFunc(a.entries, func(e Entry) bool { return e.Key == key })]
 }
 
 // say logs what is found on the way, once, however many tries there are.
@@ -154,7 +166,7 @@ func (a *acquisition) mine(ctx context.Context, leases []*Lease) (mine *Lease, e
 		case l.PublicIP != a.own.PublicIP:
 		case !a.config.Fits(l.Subnet):
 			a.say("Removing this host's lease of %v, which is none of the network's subnets any more (%v)", l.Subnet, a.config)
-			if err := a.store.Delete(ctx, FormatKey(l.Subnet), l.Revision); err != nil {
+			if err := a.store.Delete(ctx, a.entry(l)); err != nil {
 				return nil, err
 			}
 			a.removed = true
@@ -227,7 +239,7 @@ func (a *acquisition) create(ctx context.Context, subnet netip.Prefix) (Lease, e
 }
 
 func (a *acquisition) take(ctx context.Context, l *Lease) (Lease, error) {
-	e, err := a.store.Update(ctx, FormatKey(l.Subnet), l.Revision, a.value, ttlOf(l))
+	e, err := a.store.Update(ctx, a.entry(l), a.value, ttlOf(l))
 	if err != nil {
 		return Lease{}, err
 	}

@@ -2,6 +2,7 @@ package subnet_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
@@ -133,6 +134,81 @@ func TestAcquire(t *testing.T) {
 			}
 		})
 	}
+}
+
+// unclear is a store whose first answer to each kind of write gets lost.
+type unclear struct {
+	*storetest.Memory
+	created, updated bool
+}
+
+func (u *unclear) Create(ctx context.Context, key, value string, ttl time.Duration) (subnet.Entry, error) {
+	e, err := u.Memory.Create(ctx, key, value, ttl)
+	if !u.created {
+		u.created = true
+		return subnet.Entry{}, errors.New("the answer was lost")
+	}
+	return e, err
+}
+
+func (u *unclear) Update(ctx context.Context, old subnet.Entry, value string, ttl time.Duration) (subnet.Entry, error) {
+	e, err := u.Memory.Update(ctx, old, value, ttl)
+	if !u.updated {
+		u.updated = true
+		return subnet.Entry{}, errors.New("the answer was lost")
+	}
+	return e, err
+}
+
+// A write whose answer was lost is not made twice: the host has one subnet, and
+// knows which.
+func TestAcquireLostAnswer(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := &unclear{Memory: storetest.NewMemory()}
+		c := config(t, `{"Network": "10.1.0.0/16"}`)
+		for _, what := range []string{"created", "taken over"} {
+			lease, _, err := subnet.Acquire(t.Context(), patient(store, ownIP), c, attrs(ownIP), subnet.Remembered{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			all, _, _ := store.List(t.Context())
+			if len(all) != 1 || all[0].Key != subnet.FormatKey(lease.Subnet) || all[0].Revision != lease.Revision {
+				t.Errorf("%s: the host has %+v, and the store %+v", what, lease, all)
+			}
+		}
+		if !store.created || !store.updated {
+			t.Error("no answer was lost")
+		}
+	})
+}
+
+// A host for which there is no subnet asks for one when a lease goes, and not all
+// the time.
+func TestAcquireWaits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := storetest.NewMemory()
+		c := config(t, `{"Network": "10.1.0.0/26", "SubnetLen": 28}`)
+		for _, key := range []string{"10.1.0.16-28", "10.1.0.32-28", "10.1.0.48-28"} {
+			store.Put(key, value(otherIP), 0)
+		}
+		got := make(chan subnet.Lease)
+		go func() {
+			l, _, err := subnet.Acquire(t.Context(), patient(store, ownIP), c, attrs(ownIP), subnet.Remembered{})
+			if err != nil {
+				t.Error(err)
+			}
+			got <- l
+		}()
+		time.Sleep(24 * time.Hour)
+		if n := store.Calls(); n > 5 {
+			t.Errorf("it has asked %d times in a day", n)
+		}
+		store.Remove("10.1.0.32-28")
+		began := time.Now()
+		if l := <-got; l.Subnet.String() != "10.1.0.32/28" || time.Since(began) > time.Second {
+			t.Errorf("it got %v after %v", l.Subnet, time.Since(began))
+		}
+	})
 }
 
 // Every subnet is leased before anybody is told that there is none, none is

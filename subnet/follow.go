@@ -46,9 +46,8 @@ const (
 // left out, with one warning each.
 //
 // It begins with what Acquire has seen when it got this host's own lease.
-func Follow(ctx context.Context, store *Patient, own Lease, seen Snapshot, publish func(leases, lingering []*Lease)) error {
-	f := follower{own: own.Subnet, warned: warnings{}, publish: publish}
-	seen.leases = with(seen.leases, &own)
+func Follow(ctx context.Context, store *Patient, own netip.Prefix, seen Snapshot, publish func(leases, lingering []*Lease)) error {
+	f := follower{own: own, warned: warnings{}, publish: publish}
 	wait, calm := store.chance.pauses(firstRetry), store.chance.pauses(burst)
 	for failed := 0; ; {
 		f.list(seen)
@@ -88,6 +87,7 @@ func Follow(ctx context.Context, store *Patient, own Lease, seen Snapshot, publi
 // Snapshot is what a store had at one moment. The zero value is an empty store
 // that nothing has happened to yet.
 type Snapshot struct {
+	entries    []Entry
 	leases     []*Lease // in order of their subnets
 	unreadable []unreadable
 	revision   uint64
@@ -117,7 +117,7 @@ func look(ctx context.Context, store *Patient) (s Snapshot, err error) {
 		})
 	}
 	wg.Wait()
-	s.revision, s.leases = revision, make([]*Lease, 0, len(entries))
+	s.revision, s.entries, s.leases = revision, entries, make([]*Lease, 0, len(entries))
 	for i, err := range errs {
 		if err == nil {
 			s.leases = append(s.leases, leases[i])
@@ -230,7 +230,10 @@ func (f *follower) list(fresh Snapshot) {
 	f.warned.forgetAllBut(fresh.unreadable)
 	before := f.known
 	f.known = fresh.leases
-	changed := !f.first
+	// That the own lease is not there is news each time: since it was last told, the
+	// lease may have been claimed again and lost again.
+	_, hasOwn := find(f.known, f.own)
+	changed := !f.first || !hasOwn
 	f.first = true
 	for i, l := range f.known {
 		switch j, had := find(before, l.Subnet); {

@@ -28,7 +28,7 @@ func TestFollow(t *testing.T) {
 		}
 		done := make(chan error)
 		go func() {
-			done <- subnet.Follow(ctx, patient, own, seen, func(leases, lingering []*subnet.Lease) {
+			done <- subnet.Follow(ctx, patient, own.Subnet, seen, func(leases, lingering []*subnet.Lease) {
 				var all []string
 				for _, l := range leases {
 					all = append(all, fmt.Sprintf("%v=%v", l.Subnet, l.PublicIP))
@@ -151,7 +151,7 @@ func TestFollowBehind(t *testing.T) {
 		own := subnet.Lease{Subnet: netip.MustParsePrefix("10.1.9.0/24"), Attrs: attrs(ownIP)}
 		store.Put("10.1.9.0-24", value(ownIP), time.Hour)
 		go func() {
-			done <- subnet.Follow(ctx, patient(behind{store}, ownIP), own, subnet.Snapshot{}, func(leases, _ []*subnet.Lease) {
+			done <- subnet.Follow(ctx, patient(behind{store}, ownIP), own.Subnet, subnet.Snapshot{}, func(leases, _ []*subnet.Lease) {
 				last = time.Now()
 				sets <- len(leases)
 			})
@@ -209,7 +209,7 @@ func TestFollowAcquired(t *testing.T) {
 			var sets []string
 			done := make(chan error)
 			go func() {
-				done <- subnet.Follow(ctx, patient, own, seen, func(leases, _ []*subnet.Lease) {
+				done <- subnet.Follow(ctx, patient, own.Subnet, seen, func(leases, _ []*subnet.Lease) {
 					var all []string
 					for _, l := range leases {
 						all = append(all, l.Subnet.String())

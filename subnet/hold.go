@@ -50,7 +50,8 @@ func (h Holder) Run(ctx context.Context, leases <-chan []*Lease) error {
 	if err != nil {
 		return err
 	}
-	k := keeper{Holder: h, value: value, key: FormatKey(h.Lease.Subnet)}
+	k := keeper{Holder: h, value: value}
+	k.seen = Entry{Key: FormatKey(h.Lease.Subnet), Value: value, Expires: h.Lease.Expires, Revision: h.Lease.Revision}
 	k.planRenewal()
 	alarm := time.NewTimer(0)
 	defer alarm.Stop()
@@ -61,7 +62,7 @@ func (h Holder) Run(ctx context.Context, leases <-chan []*Lease) error {
 		case <-ctx.Done():
 			return nil
 		case set := <-leases:
-			if i, there := find(set, k.Lease.Subnet); !there || set[i].Revision != k.Lease.Revision {
+			if i, there := find(set, k.Lease.Subnet); !there || set[i].Revision != k.seen.Revision || !set[i].Attrs.Equal(k.Lease.Attrs) {
 				err = k.settle(ctx, k.look)
 			}
 		case <-alarm.C:
@@ -79,14 +80,14 @@ func (h Holder) Run(ctx context.Context, leases <-chan []*Lease) error {
 	}
 }
 
-// keeper is the state of Run. Its Lease has the revision and the end of the entry
-// that was seen last in the store, whoever wrote it.
+// keeper is the state of Run. Its Lease is as this host last wrote it.
 type keeper struct {
 	Holder
-	key, value string
-	due        time.Time // when the entry is to be written next
-	foreign    []time.Time
-	contested  time.Time // when it was last said that the lease is contested; zero if it is not
+	value     string
+	seen      Entry     // as last seen in the store, whoever wrote it
+	due       time.Time // when the entry is to be written next
+	foreign   []time.Time
+	contested time.Time // when it was last said that the lease is contested; zero if it is not
 }
 
 const (
@@ -130,12 +131,9 @@ func (k *keeper) next() time.Time {
 	return k.due
 }
 
-// saw takes an entry for what is in the store.
-func (k *keeper) saw(e Entry) { k.Lease.Expires, k.Lease.Revision = e.Expires, e.Revision }
-
-// wrote takes an entry for what is in the store, and this host for its writer.
+// wrote takes note of the entry as this host has written it.
 func (k *keeper) wrote(e Entry) {
-	k.saw(e)
+	k.seen, k.Lease.Expires, k.Lease.Revision = e, e.Expires, e.Revision
 	k.planRenewal()
 	if k.Changed != nil {
 		k.Changed(k.Lease)
@@ -157,7 +155,11 @@ func (k *keeper) settle(ctx context.Context, step func(context.Context) error) e
 
 // write writes the lease over the entry last seen.
 func (k *keeper) write(ctx context.Context) error {
-	e, err := k.Store.Update(ctx, k.key, k.Lease.Revision, k.value, ttlOf(&k.Lease))
+	ttl := TTL
+	if k.seen.Expires.IsZero() {
+		ttl = 0 // a reservation stays one
+	}
+	e, err := k.Store.Update(ctx, k.seen, k.value, ttl)
 	if err != nil {
 		return err
 	}
@@ -169,9 +171,9 @@ func (k *keeper) write(ctx context.Context) error {
 // look finds out what the entry is now, and makes the one write that it needs, if
 // any, to be this host's lease.
 func (k *keeper) look(ctx context.Context) error {
-	e, err := k.Store.Get(ctx, k.key)
+	e, err := k.Store.Get(ctx, k.seen.Key)
 	if errors.Is(err, ErrNotFound) {
-		if e, err = k.Store.Create(ctx, k.key, k.value, TTL); err != nil {
+		if e, err = k.Store.Create(ctx, k.seen.Key, k.value, TTL); err != nil {
 			return err
 		}
 		klog.Warningf("The lease of %v was gone from the store; claimed it again", k.Lease.Subnet)
@@ -180,14 +182,14 @@ func (k *keeper) look(ctx context.Context) error {
 	} else if err != nil {
 		return err
 	}
-	if e.Revision == k.Lease.Revision {
+	if e.Revision == k.seen.Revision && e.Value == k.seen.Value {
 		return nil // it was the news that was old
 	}
 	// An entry that cannot be read is nobody's.
 	if there, err := e.Decode(); err == nil && there.PublicIP != k.Lease.PublicIP {
 		return &LostError{Own: k.Lease, Holder: there}
 	}
-	k.saw(e)
+	k.seen = e
 	if k.mayAnswer(brief(e.Value)) {
 		return k.write(ctx)
 	}

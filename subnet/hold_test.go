@@ -3,6 +3,7 @@ package subnet_test
 import (
 	"context"
 	"errors"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -35,7 +36,7 @@ func hold(t *testing.T, ttl time.Duration, margin time.Duration) *held {
 	ctx, cancel := context.WithCancel(t.Context())
 	h.cancel = cancel
 	patient := patient(h.store, ownIP)
-	go subnet.Follow(ctx, patient, lease, subnet.Snapshot{}, func(leases, _ []*subnet.Lease) {
+	go subnet.Follow(ctx, patient, lease.Subnet, subnet.Snapshot{}, func(leases, _ []*subnet.Lease) {
 		select {
 		case h.sets <- leases:
 		case <-ctx.Done():
@@ -218,6 +219,65 @@ func TestHolderFight(t *testing.T) {
 		h.check(false)
 		if err := h.stop(); err != nil {
 			t.Error(err)
+		}
+	})
+}
+
+// Two hosts have one public IP, and so one value to write: both learn of it at
+// once, they do not write as fast as they can, and both learn when it is over.
+func TestHoldersCollide(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := storetest.NewMemory()
+		contested := make([]error, 2)
+		stop := make([]context.CancelFunc, 2)
+		ended := make(chan error, 2)
+		c := config(t, `{"Network": "10.1.0.0/16"}`)
+		var keys []string
+		for i := range 2 {
+			ctx, cancel := context.WithCancel(t.Context())
+			stop[i] = cancel
+			p := patient(store, ownIP)
+			own, seen, err := subnet.Acquire(ctx, p, c, attrs(ownIP), subnet.Remembered{})
+			if err != nil {
+				t.Fatal(err)
+			}
+			keys = append(keys, subnet.FormatKey(own.Subnet))
+			sets := make(chan []*subnet.Lease, 1)
+			go subnet.Follow(ctx, p, own.Subnet, seen, func(leases, _ []*subnet.Lease) {
+				select {
+				case <-sets:
+				default:
+				}
+				sets <- leases
+			})
+			h := subnet.Holder{Store: p, Lease: own, Margin: time.Hour, Contested: func(err error) { contested[i] = err }}
+			go func() { ended <- h.Run(ctx, sets) }()
+			time.Sleep(time.Hour) // the first is long at work when the second comes
+		}
+		if keys[0] != keys[1] {
+			t.Fatalf("they have %v", keys)
+		}
+		for i, err := range contested {
+			if err == nil || !strings.Contains(err.Error(), ownIP) {
+				t.Errorf("host %d: %v", i, err)
+			}
+		}
+		before, _ := store.Lease(keys[0])
+		time.Sleep(time.Hour)
+		after, _ := store.Lease(keys[0])
+		if n := after.Revision - before.Revision; n < 60 || n > 4*60 {
+			t.Errorf("they wrote the lease %d times in an hour", n)
+		}
+		stop[0]()
+		time.Sleep(10 * time.Minute)
+		if contested[1] != nil {
+			t.Errorf("long after the other stopped: %v", contested[1])
+		}
+		stop[1]()
+		for range 2 {
+			if err := <-ended; err != nil {
+				t.Error(err)
+			}
 		}
 	})
 }

@@ -95,11 +95,13 @@ type attrsJSON struct {
 
 // EncodeAttrs writes the value of a lease.
 func EncodeAttrs(a Attrs) (string, error) {
-	b, err := json.Marshal(attrsJSON{a.PublicIP.String(), a.BackendType, a.BackendData})
-	if err != nil {
+	var b strings.Builder
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false) // what is in the BackendData stays as it is
+	if err := e.Encode(attrsJSON{a.PublicIP.String(), a.BackendType, a.BackendData}); err != nil {
 		return "", fmt.Errorf("encoding the lease of %v: %w", a.PublicIP, err)
 	}
-	return string(b), nil
+	return strings.TrimSuffix(b.String(), "\n"), nil
 }
 
 // DecodeAttrs reads the value of a lease. The BackendData comes back compact,

@@ -89,13 +89,13 @@ func (p *Patient) Create(ctx context.Context, key, value string, ttl time.Durati
 }
 
 // Update is Store's.
-func (p *Patient) Update(ctx context.Context, key string, revision uint64, value string, ttl time.Duration) (Entry, error) {
-	return p.write(ctx, key, value, func() (Entry, error) { return p.store.Update(ctx, key, revision, value, ttl) })
+func (p *Patient) Update(ctx context.Context, old Entry, value string, ttl time.Duration) (Entry, error) {
+	return p.write(ctx, old.Key, value, func() (Entry, error) { return p.store.Update(ctx, old, value, ttl) })
 }
 
 // Delete is Store's.
-func (p *Patient) Delete(ctx context.Context, key string, revision uint64) error {
-	return p.try(ctx, func() error { return p.store.Delete(ctx, key, revision) })
+func (p *Patient) Delete(ctx context.Context, old Entry) error {
+	return p.try(ctx, func() error { return p.store.Delete(ctx, old) })
 }
 
 // write tries a write until it is answered. The value names the host, so that an

@@ -83,9 +83,11 @@ type Store interface {
 	// Create writes an entry that must not exist: ErrConflict when it does. A
 	// ttl of 0 means that it never expires.
 	Create(ctx context.Context, key, value string, ttl time.Duration) (Entry, error)
-	// Update replaces an entry of just this revision: ErrConflict when it has
-	// another by now, ErrNotFound when it is gone.
-	Update(ctx context.Context, key string, revision uint64, value string, ttl time.Duration) (Entry, error)
-	// Delete removes an entry of just this revision, with the errors of Update.
-	Delete(ctx context.Context, key string, revision uint64) error
+	// Update replaces an entry that still has old's revision and value: ErrConflict
+	// when it has others by now, ErrNotFound when it is gone. The revision alone
+	// would not do, as a store that has lost its data counts from the beginning.
+	Update(ctx context.Context, old Entry, value string, ttl time.Duration) (Entry, error)
+	// Delete removes an entry that still has old's revision and value, with the
+	// errors of Update.
+	Delete(ctx context.Context, old Entry) error
 }

@@ -23,7 +23,7 @@ type Object struct {
 }
 
 type field struct {
-	name string // as written
+	name string // as written, but fit for a message
 	raw  json.RawMessage
 	read bool
 }
@@ -52,6 +52,7 @@ func parse(text []byte, path string) (*Object, error) {
 			break
 		}
 		key := strings.ToLower(name)
+		name = shorten([]byte(name))
 		if first, twice := o.fields[key]; twice {
 			return nil, fmt.Errorf("%s%s is given twice (first as %s)", path, name, first.name)
 		}

@@ -153,11 +153,11 @@ func (s *Store) Create(ctx context.Context, key, value string, ttl time.Duration
 }
 
 // Update implements subnet.Store.
-func (s *Store) Update(ctx context.Context, key string, revision uint64, value string, ttl time.Duration) (subnet.Entry, error) {
-	if revision == 0 { // which to the client is no condition at all
+func (s *Store) Update(ctx context.Context, old subnet.Entry, value string, ttl time.Duration) (subnet.Entry, error) {
+	if old.Revision == 0 { // which to the client is no condition at all
 		return subnet.Entry{}, subnet.ErrConflict
 	}
-	return s.set(ctx, key, value, &client.SetOptions{PrevIndex: revision, TTL: ttl})
+	return s.set(ctx, old.Key, value, &client.SetOptions{PrevIndex: old.Revision, PrevValue: old.Value, TTL: ttl})
 }
 
 func (s *Store) set(ctx context.Context, key, value string, opts *client.SetOptions) (subnet.Entry, error) {
@@ -171,12 +171,12 @@ func (s *Store) set(ctx context.Context, key, value string, opts *client.SetOpti
 }
 
 // Delete implements subnet.Store.
-func (s *Store) Delete(ctx context.Context, key string, revision uint64) error {
-	if revision == 0 {
+func (s *Store) Delete(ctx context.Context, old subnet.Entry) error {
+	if old.Revision == 0 {
 		return subnet.ErrConflict
 	}
-	_, err := s.keys.Delete(ctx, s.leaseKey(key), &client.DeleteOptions{PrevIndex: revision})
-	_, err = explain("deleting", s.leaseKey(key), err)
+	_, err := s.keys.Delete(ctx, s.leaseKey(old.Key), &client.DeleteOptions{PrevIndex: old.Revision, PrevValue: old.Value})
+	_, err = explain("deleting", s.leaseKey(old.Key), err)
 	return err
 }
 

@@ -27,6 +27,7 @@ type Memory struct {
 	leases   map[string]subnet.Entry
 	history  []subnet.Event
 	lost     uint64 // events up to this revision have been dropped
+	wipes    int    // watches from before the last one are lost
 	down     bool
 	calls    int
 }
@@ -78,8 +79,20 @@ func (m *Memory) Restore(e subnet.Entry, ttl time.Duration) {
 	defer m.mu.Unlock()
 	e.Expires = time.Now().Add(ttl)
 	m.leases[e.Key] = e
+	m.expire(e)
 	m.revision++
 	m.history, m.lost = nil, m.revision
+	m.wake()
+}
+
+// Wipe drops all there is, and begins to count from the beginning, as a store
+// does whose data were lost.
+func (m *Memory) Wipe() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.leases, m.history, m.hasConf = map[string]subnet.Entry{}, nil, false
+	m.revision, m.lost, m.confRev = 0, 0, 0
+	m.wipes++
 	m.wake()
 }
 
@@ -126,9 +139,24 @@ func (m *Memory) write(key, value string, ttl time.Duration) subnet.Entry {
 		e.Expires = time.Now().Add(ttl)
 	}
 	m.leases[key] = e
+	m.expire(e)
 	m.history = append(m.history, subnet.Event{Entry: e})
 	m.wake()
 	return e
+}
+
+// expire removes an entry at its end, unless it is another by then.
+func (m *Memory) expire(e subnet.Entry) {
+	if e.Expires.IsZero() {
+		return
+	}
+	time.AfterFunc(time.Until(e.Expires), func() {
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if m.leases[e.Key] == e {
+			m.remove(e.Key)
+		}
+	})
 }
 
 func (m *Memory) remove(key string) {
@@ -218,19 +246,22 @@ func (m *Memory) Get(ctx context.Context, key string) (subnet.Entry, error) {
 
 // Watch implements subnet.Store.
 func (m *Memory) Watch(ctx context.Context, revision uint64) subnet.Watcher {
-	return &memoryWatcher{m, ctx, revision}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return &memoryWatcher{m, ctx, revision, m.wipes}
 }
 
 type memoryWatcher struct {
 	m        *Memory
 	ctx      context.Context
 	revision uint64
+	wipes    int
 }
 
 // Next implements subnet.Watcher.
 func (w *memoryWatcher) Next() (events []subnet.Event, err error) {
 	err = w.m.await(w.ctx, func() (bool, error) {
-		if w.m.lost > w.revision {
+		if w.m.lost > w.revision || w.m.wipes != w.wipes || w.m.revision < w.revision {
 			return false, subnet.ErrWatchLost
 		}
 		i, _ := slices.BinarySearchFunc(w.m.history, w.revision+1, func(e subnet.Event, r uint64) int { return int(e.Revision) - int(r) })
@@ -256,35 +287,35 @@ func (m *Memory) Create(ctx context.Context, key, value string, ttl time.Duratio
 }
 
 // Update implements subnet.Store.
-func (m *Memory) Update(ctx context.Context, key string, revision uint64, value string, ttl time.Duration) (subnet.Entry, error) {
+func (m *Memory) Update(ctx context.Context, old subnet.Entry, value string, ttl time.Duration) (subnet.Entry, error) {
 	defer m.mu.Unlock()
 	if err := m.begin(ctx); err != nil {
 		return subnet.Entry{}, err
 	}
-	if err := m.is(key, revision); err != nil {
+	if err := m.is(old); err != nil {
 		return subnet.Entry{}, err
 	}
-	return m.write(key, value, ttl), nil
+	return m.write(old.Key, value, ttl), nil
 }
 
 // Delete implements subnet.Store.
-func (m *Memory) Delete(ctx context.Context, key string, revision uint64) error {
+func (m *Memory) Delete(ctx context.Context, old subnet.Entry) error {
 	defer m.mu.Unlock()
 	if err := m.begin(ctx); err != nil {
 		return err
 	}
-	if err := m.is(key, revision); err != nil {
+	if err := m.is(old); err != nil {
 		return err
 	}
-	m.remove(key)
+	m.remove(old.Key)
 	return nil
 }
 
-func (m *Memory) is(key string, revision uint64) error {
-	switch e, ok := m.leases[key]; {
+func (m *Memory) is(old subnet.Entry) error {
+	switch e, ok := m.leases[old.Key]; {
 	case !ok:
 		return subnet.ErrNotFound
-	case e.Revision != revision:
+	case e.Revision != old.Revision || e.Value != old.Value:
 		return subnet.ErrConflict
 	}
 	return nil

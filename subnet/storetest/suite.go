@@ -80,17 +80,22 @@ func Run(t *testing.T, make func(t *testing.T) (subnet.Store, Operator)) {
 		_, err = s.Create(ctx, key, "b", time.Hour)
 		is(t, "creating what is there", err, subnet.ErrConflict)
 
-		b, err := s.Update(ctx, key, a.Revision, "b", 0)
+		b, err := s.Update(ctx, a, "b", 0)
 		must(t, err)
 		if !b.Expires.IsZero() || b.Revision == a.Revision {
 			t.Errorf("updated to a reservation: %+v after %+v", b, a)
 		}
-		_, err = s.Update(ctx, key, a.Revision, "c", time.Hour)
+		_, err = s.Update(ctx, a, "c", time.Hour)
 		is(t, "updating an old revision", err, subnet.ErrConflict)
-		is(t, "deleting an old revision", s.Delete(ctx, key, a.Revision), subnet.ErrConflict)
-		_, err = s.Update(ctx, other, a.Revision, "c", time.Hour)
+		otherwise := b
+		otherwise.Value = "of a time before the store lost its data"
+		_, err = s.Update(ctx, otherwise, "c", time.Hour)
+		is(t, "updating another value of that revision", err, subnet.ErrConflict)
+		is(t, "deleting another value of that revision", s.Delete(ctx, otherwise), subnet.ErrConflict)
+		is(t, "deleting an old revision", s.Delete(ctx, a), subnet.ErrConflict)
+		_, err = s.Update(ctx, subnet.Entry{Key: other, Value: "a", Revision: a.Revision}, "c", time.Hour)
 		is(t, "updating what is not there", err, subnet.ErrNotFound)
-		is(t, "deleting what is not there", s.Delete(ctx, other, a.Revision), subnet.ErrNotFound)
+		is(t, "deleting what is not there", s.Delete(ctx, subnet.Entry{Key: other, Value: "a", Revision: a.Revision}), subnet.ErrNotFound)
 
 		all, _, err = s.List(ctx)
 		must(t, err)
@@ -104,7 +109,7 @@ func Run(t *testing.T, make func(t *testing.T) (subnet.Store, Operator)) {
 		}
 		_, err = s.Get(ctx, other)
 		is(t, "getting what is not there", err, subnet.ErrNotFound)
-		must(t, s.Delete(ctx, key, b.Revision))
+		must(t, s.Delete(ctx, b))
 		_, err = s.Create(ctx, key, "d", time.Hour)
 		must(t, err)
 		op.Remove(key)
@@ -123,13 +128,13 @@ func Run(t *testing.T, make func(t *testing.T) (subnet.Store, Operator)) {
 		must(t, err)
 
 		// What happens before the first Next is not missed.
-		b, err := s.Update(ctx, key, a.Revision, "b", time.Hour)
+		b, err := s.Update(ctx, a, "b", time.Hour)
 		must(t, err)
 		c, err := s.Create(ctx, other, "c", 0)
 		must(t, err)
 		op.SetConfig("not a lease")
 		op.Remove(key)
-		must(t, s.Delete(ctx, other, c.Revision))
+		must(t, s.Delete(ctx, c))
 
 		type seen struct {
 			key, value string
@@ -193,7 +198,7 @@ func Run(t *testing.T, make func(t *testing.T) (subnet.Store, Operator)) {
 		all, _, err := s.List(ctx)
 		must(t, err)
 		race(func(i int) error {
-			_, err := s.Update(ctx, key, all[0].Revision, string(rune('a'+i)), time.Hour)
+			_, err := s.Update(ctx, all[0], string(rune('a'+i)), time.Hour)
 			return err
 		})
 	})
