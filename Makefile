@@ -8,6 +8,9 @@ VERSION = $(shell git describe --tags --always --dirty 2>/dev/null || echo unkno
 # Further arguments of go test, such as TESTFLAGS='-run TestBackends -v'.
 TESTFLAGS =
 
+# How long each fuzz target is fuzzed.
+FUZZTIME = 1m
+
 # Arguments of the benchmark, such as BENCHFLAGS='-only vxlan,start'.
 BENCHFLAGS =
 
@@ -15,7 +18,7 @@ BENCHFLAGS =
 # fails the build where the tree belongs to another user.
 BUILD = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false
 
-.PHONY: build test demo bench lint fmt-check tools clean help
+.PHONY: build test fuzz demo bench lint fmt-check tools clean help
 
 build: ## build bin/flanneld (the default)
 	$(BUILD) -ldflags "-s -w -X main.version=$(VERSION)" -o bin/flanneld ./cmd/flanneld
@@ -28,11 +31,24 @@ test: tools build ## run all tests, with the race detector where a C compiler is
 	else echo 'No race detector: it needs a C compiler and cgo.'; export CGO_ENABLED=0; fi; \
 	set -x; $(GO) test $$race -timeout 20m $(TESTFLAGS) ./...
 
+# go test fuzzes one target at a time, and names a package after its targets. An
+# input that fails is kept below the package's testdata/fuzz, and the next target
+# follows.
+fuzz: ## fuzz every fuzz target there is (FUZZTIME, a minute each)
+	@list=$$($(GO) test -list '^Fuzz' ./...) || { echo "$$list"; exit 1; }; \
+	echo "$$list" | awk '/^Fuzz/ { names[n++] = $$1 } $$1 == "ok" { for (i = 0; i < n; i++) print $$2, names[i]; n = 0 }' | { \
+	failed=0; \
+	while read -r package name; do \
+		echo "--- $$name in $$package"; \
+		$(GO) test -run '^$$' -fuzz "^$$name\$$" -fuzztime $(FUZZTIME) "$$package" </dev/null || failed=1; \
+	done; \
+	exit $$failed; }
+
 demo: tools ## show each backend at work on three hosts, and measure it (half a minute)
 	@$(BUILD) -o bin/demo ./cmd/demo
 	@exec bin/demo
 
-bench: tools ## measure the control plane with thousands of leases (four minutes)
+bench: tools ## measure the control plane with thousands of leases (six minutes)
 	@$(BUILD) -o bin/bench ./cmd/bench
 	@exec bin/bench $(BENCHFLAGS)
 
