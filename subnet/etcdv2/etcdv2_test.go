@@ -21,7 +21,16 @@ import (
 	"flanneld/subnet/storetest"
 )
 
-func TestMain(m *testing.M) { lab.Main(m, lab.BuildEtcd()) }
+func TestMain(m *testing.M) {
+	if size := os.Getenv(herdVar); size != "" {
+		if err := herd(size, os.Args[1], os.Args[2]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
+	}
+	lab.Main(m, lab.BuildEtcd(), buildHerd)
+}
 
 // etcd is a real one on a host of the lab, and a door to it on the loopback of
 // this process, whose sockets are not all made on one thread.
