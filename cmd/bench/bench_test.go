@@ -60,6 +60,14 @@ func TestChildrenTime(t *testing.T) {
 	}
 }
 
+func TestUsage(t *testing.T) {
+	before := cpu{own: time.Second, children: 2 * time.Second}
+	after := cpu{own: time.Second + 3*time.Millisecond, children: 2*time.Second + 10*time.Millisecond}
+	if got, want := usage(before, after, 2*time.Second).String(), "0.65 % (0.15 own, 0.50 children)"; got != want {
+		t.Errorf("%s instead of %s", got, want)
+	}
+}
+
 func TestParseStatus(t *testing.T) {
 	got, err := parseStatus("Name:\tflanneld\nVmHWM:\t   20000 kB\nVmRSS:\t   10000 kB\nThreads:\t9\n")
 	if want := (memory{rss: 10000 << 10, peak: 20000 << 10}); err != nil || got != want {

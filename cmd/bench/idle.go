@@ -1,7 +1,6 @@
 package main
 
 import (
-	"fmt"
 	"time"
 
 	"flanneld/pkg/lab/cluster"
@@ -28,15 +27,7 @@ func (c *control) idle() error {
 	time.Sleep(calming)
 
 	c.Say("Watching two idle daemons for %v ...", idling)
-	hosts := []*cluster.Node{plain, masq}
-	before, err := cpusOf(hosts)
-	if err != nil {
-		return err
-	}
-	begin := time.Now()
-	time.Sleep(idling)
-	elapsed := time.Since(begin)
-	after, err := cpusOf(hosts)
+	shares, err := usageOver(idling, plain, masq)
 	if err != nil {
 		return err
 	}
@@ -45,15 +36,31 @@ func (c *control) idle() error {
 
 	const bound = 0.2
 	for i, name := range []string{"default flags", "--ip-masq"} {
-		percent := func(d time.Duration) float64 { return 100 * d.Seconds() / elapsed.Seconds() }
-		own, children := percent(after[i].own-before[i].own), percent(after[i].children-before[i].children)
 		c.add(row{
-			what:     c.what("idle, %s", name),
-			measured: fmt.Sprintf("%.2f %% (%.2f own, %.2f children)", own+children, own, children),
-			bound:    fmt.Sprintf("< %.2f %%", bound), verdict: verdict(own+children < bound),
+			what: c.what("idle, %s", name), measured: shares[i].String(),
+			bound: "< " + percent(bound), verdict: verdict(shares[i].total() < bound),
 		})
 	}
 	return nil
+}
+
+// usageOver watches the hosts' daemons for some time.
+func usageOver(d time.Duration, hosts ...*cluster.Node) (all []share, err error) {
+	before, err := cpusOf(hosts)
+	if err != nil {
+		return nil, err
+	}
+	begin := time.Now()
+	time.Sleep(d)
+	elapsed := time.Since(begin)
+	after, err := cpusOf(hosts)
+	if err != nil {
+		return nil, err
+	}
+	for i := range hosts {
+		all = append(all, usage(before[i], after[i], elapsed))
+	}
+	return all, nil
 }
 
 func cpusOf(hosts []*cluster.Node) (all []cpu, err error) {

@@ -32,6 +32,20 @@ func cpuOf(pid int) (cpu, error) {
 	return cpu{time.Duration(own.Nano()), children}, err
 }
 
+// share is what a process used of one core over some time, in percent.
+type share struct{ own, children float64 }
+
+func usage(before, after cpu, elapsed time.Duration) share {
+	of := func(d time.Duration) float64 { return 100 * d.Seconds() / elapsed.Seconds() }
+	return share{of(after.own - before.own), of(after.children - before.children)}
+}
+
+func (s share) total() float64 { return s.own + s.children }
+
+func (s share) String() string {
+	return fmt.Sprintf("%s (%.2f own, %.2f children)", percent(s.total()), s.own, s.children)
+}
+
 // tick is the unit of times in /proc/PID/stat: USER_HZ is 100 wherever Go runs.
 const tick = 10 * time.Millisecond
 

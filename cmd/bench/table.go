@@ -46,3 +46,5 @@ func milliseconds(d time.Duration) string {
 }
 
 func times(ratio float64) string { return fmt.Sprintf("%.2f x", ratio) }
+
+func percent(p float64) string { return fmt.Sprintf("%.2f %%", p) }
