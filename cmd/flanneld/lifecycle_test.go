@@ -178,38 +178,6 @@ func TestOwnLease(t *testing.T) {
 	}
 }
 
-// etcd that is not there yet, or goes away, is waited for; the log says so
-// twice and no more.
-func TestEtcdAway(t *testing.T) {
-	c, s := newCluster(t)
-	c.SetConfig(vxlanConfig)
-	c.Etcd.Stop()
-	h1 := c.Node("h1", s)
-	reserve(c, h1, 1)
-	h1.Start()
-	c.Must(h1.Daemon.WaitLog("Waiting for the store: .*connection refused", time.Minute))
-	c.Etcd.Restart()
-	h1.AwaitReady()
-	_, c2 := join(c, s, 2)
-	c1 := h1.AddContainer("c")
-	reach(t, c1, c2, c2.Addr(), c1.Addr(), 1450)
-
-	c.Etcd.Stop()
-	lab.Eventually(t, 10*time.Second, "the outage is said", func() error {
-		if n := strings.Count(h1.Daemon.Log(), "Waiting for the store"); n != 2 {
-			return fmt.Errorf("said %d times", n)
-		}
-		return nil
-	})
-	reach(t, c1, c2, c2.Addr(), c1.Addr(), 1450)
-	c.Etcd.Restart()
-	_, c3 := join(c, s, 3)
-	lab.EventuallyPing(t, 5*time.Second, c1, c3.Addr(), lab.Echo{Timeout: 100 * time.Millisecond})
-	if n := strings.Count(h1.Daemon.Log(), "The store works again"); n != 2 {
-		t.Errorf("its end is said %d times", n)
-	}
-}
-
 // etcd that has lost all its data, and has got its config again: every host has
 // its subnet as before, and not a packet is lost.
 func TestEtcdWiped(t *testing.T) {

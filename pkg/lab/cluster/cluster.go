@@ -38,17 +38,42 @@ const startTime = 20 * time.Second
 // Cluster is an etcd and the hosts that share its network.
 type Cluster struct {
 	*lab.Lab
-	Etcd   *lab.Etcd
-	Prefix string // of the keys in etcd
-
-	etcdHost *lab.Host
+	// Etcd is the member that the Cluster's own requests go to.
+	Etcd *lab.Etcd
+	// Members are all members, which the daemons are told of.
+	Members lab.EtcdMembers
+	Prefix  string // of the keys in etcd
 }
 
 // New starts an etcd on a host of its own on the segment.
 func New(l *lab.Lab, s *lab.Segment) *Cluster {
 	l.Helper()
-	h := l.Host("etcd", s)
-	return &Cluster{Lab: l, Etcd: h.Etcd(), Prefix: Prefix, etcdHost: h}
+	return On(l, l.Host("etcd", s).Etcd())
+}
+
+// NewMembers starts an etcd of several members, each on a host of its own on
+// the segment.
+func NewMembers(l *lab.Lab, s *lab.Segment, members int) *Cluster {
+	l.Helper()
+	var hosts []*lab.Host
+	for i := range members {
+		hosts = append(hosts, l.Host(fmt.Sprintf("etcd%d", i+1), s))
+	}
+	return On(l, lab.StartEtcd(hosts...)...)
+}
+
+// On makes a Cluster of an etcd that runs already.
+func On(l *lab.Lab, members ...*lab.Etcd) *Cluster {
+	return &Cluster{Lab: l, Etcd: members[0], Members: members, Prefix: Prefix}
+}
+
+// Endpoints are the URLs of all members.
+func (c *Cluster) Endpoints() []string {
+	var all []string
+	for _, e := range c.Members {
+		all = append(all, e.Endpoint())
+	}
+	return all
 }
 
 // SetConfig writes the network config.
@@ -87,7 +112,8 @@ func (c *Cluster) DeleteLease(key string) {
 // Lease is a lease as it stands in etcd.
 type Lease struct {
 	Key, Value string
-	TTL        int // seconds; 0 for a reservation
+	TTL        int    // seconds; 0 for a reservation
+	Index      uint64 // etcd's, when it was written last
 }
 
 // Leases returns all leases, by key.
@@ -96,7 +122,7 @@ func (c *Cluster) Leases() map[string]Lease {
 	all := map[string]Lease{}
 	for _, n := range c.request(http.MethodGet, "subnets", nil).Node.Nodes {
 		key := filepath.Base(n.Key)
-		all[key] = Lease{key, n.Value, n.TTL}
+		all[key] = Lease{key, n.Value, n.TTL, n.ModifiedIndex}
 	}
 	return all
 }
@@ -104,28 +130,31 @@ func (c *Cluster) Leases() map[string]Lease {
 type answer struct{ Node node }
 
 type node struct {
-	Key, Value string
-	TTL        int
-	Nodes      []node
+	Key, Value    string
+	TTL           int
+	ModifiedIndex uint64
+	Nodes         []node
 }
 
 // request is ask for a request that has to work.
 func (c *Cluster) request(method, key string, form url.Values) answer {
 	c.Helper()
-	a, err := c.ask(c.etcdHost.HTTP(), method, key, form)
+	a, err := c.ask(c.Etcd.Host().HTTP(), method, key, form)
 	c.Must(err)
 	return a
 }
 
 // ask speaks etcd's v2 API as curl would, so that what the daemon's own
-// client makes of it is not taken for granted.
+// client makes of it is not taken for granted. It does so on etcd's own host,
+// which works while others are cut off from etcd.
 func (c *Cluster) ask(client *http.Client, method, key string, form url.Values) (a answer, err error) {
-	target := c.Etcd.Endpoint() + "/v2/keys" + c.Prefix + "/" + key
+	target := c.Etcd.Local() + "/v2/keys" + c.Prefix + "/" + key
 	req, err := http.NewRequest(method, target, strings.NewReader(form.Encode()))
 	if err != nil {
 		return a, err
 	}
 	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	c.Etcd.Authorize(req)
 	resp, err := client.Do(req)
 	if err != nil {
 		return a, err
@@ -150,6 +179,8 @@ type Node struct {
 	Daemon *lab.Process
 	// Under is a command that the next flanneld is started by, as its arguments.
 	Under []string
+	// Endpoints are what the next flanneld is told of etcd; none is all members.
+	Endpoints []string
 
 	cluster *Cluster
 }
@@ -167,8 +198,12 @@ func (n *Node) SubnetFile() string { return filepath.Join(n.Dir, "subnet.env") }
 // Start starts flanneld, with these flags after those every node has.
 func (n *Node) Start(args ...string) {
 	n.cluster.Helper()
+	endpoints := n.Endpoints
+	if len(endpoints) == 0 {
+		endpoints = n.cluster.Endpoints()
+	}
 	n.Daemon = n.StartProgram(lab.Program{Name: "flanneld", Notify: true, Args: slices.Concat(n.Under, []string{
-		lab.Binary("flanneld"), "--etcd-endpoints=" + n.cluster.Etcd.Endpoint(), "--etcd-prefix=" + n.cluster.Prefix,
+		lab.Binary("flanneld"), "--etcd-endpoints=" + strings.Join(endpoints, ","), "--etcd-prefix=" + n.cluster.Prefix,
 		"--subnet-file=" + n.SubnetFile(), "--iface=eth0",
 	}, args)})
 }

@@ -17,7 +17,7 @@ type Writer struct {
 
 // Writer makes one with so many connections; it lasts as long as the lab.
 func (c *Cluster) Writer(connections int) *Writer {
-	client := c.etcdHost.HTTP()
+	client := c.Etcd.Host().HTTP()
 	t := client.Transport.(*http.Transport)
 	t.DisableKeepAlives, t.MaxIdleConnsPerHost, t.MaxConnsPerHost = false, connections, connections
 	return &Writer{c, client, connections}
