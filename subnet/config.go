@@ -138,8 +138,15 @@ func (c *Config) bound(name string, def uint64) (netip.Prefix, error) {
 func readBackend(c *Config) error {
 	if !c.fields.Has("Backend") {
 		_, err := c.fields.Object("Backend") // so that a null counts as known
+		if err != nil {
+			return err
+		}
 		c.BackendType = "udp"
-		c.Backend, _ = jsonfields.Parse([]byte("{}"))
+		empty, err := jsonfields.Parse([]byte(`{"Backend": {}}`))
+		if err != nil {
+			return err
+		}
+		c.Backend, err = empty.Object("Backend")
 		return err
 	}
 	var err error
@@ -178,7 +185,7 @@ func (c Config) Differences(before Config) []string {
 	differ("SubnetMax", c.SubnetMax.Addr(), before.SubnetMax.Addr())
 	differ("Backend.Type", c.BackendType, before.BackendType)
 	for _, d := range c.Backend.Differences(before.Backend) {
-		if name, _, _ := strings.Cut(d, " "); !strings.EqualFold(name, "Backend.Type") { // in any case the same
+		if !strings.HasPrefix(d, "Backend.Type ") { // there, the case and the default count
 			all = append(all, d)
 		}
 	}

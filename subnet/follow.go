@@ -19,9 +19,9 @@ const (
 	// A lease that is gone from the store lingers for a while: its host, if it
 	// still runs, claims it again, and traffic is not to stop for that moment.
 	linger = 500 * time.Millisecond
-	// grace is for how long it does when this host's own lease is gone too, and so
-	// the store has lost its data: by then every host has noticed and claimed its
-	// own again, see lastRetry.
+	// grace is for how long it does when this host's own lease is gone too and more
+	// leases are gone than are left, and so the store has lost its data: by then
+	// every host has noticed and claimed its own again, see lastRetry.
 	grace = 10 * time.Second
 	// gather is how long after one set the next may be published: many changes
 	// at once make few sets of many leases.
@@ -42,7 +42,7 @@ const (
 // fresh list.
 //
 // Leases that are gone from the store are published as lingering for a moment,
-// and for longer if this host's own is gone too. Entries that cannot be read are
+// and for longer if the store seems to have lost its data. Entries that cannot be read are
 // left out, with one warning each.
 //
 // It begins with what Acquire has seen when it got this host's own lease.
@@ -170,6 +170,7 @@ type follower struct {
 	lingering []lingerer // in order of subnets, none of them known
 	next      time.Time  // when the first of them may go
 	lost      time.Time  // when the own lease was last gone
+	stay      time.Time  // until when none of them goes
 }
 
 // lingerer is a lease that is gone from the store.
@@ -296,19 +297,16 @@ func (f *follower) vanished(l *Lease) {
 	now := time.Now()
 	if l.Subnet == f.own {
 		f.lost = now
-		for i := range f.lingering {
-			f.lingering[i].until = now.Add(grace)
+	} else {
+		until := now.Add(linger)
+		i, _ := f.lingers(l.Subnet)
+		f.lingering = slices.Insert(f.lingering, i, lingerer{l, until})
+		if len(f.lingering) == 1 || until.Before(f.next) {
+			f.next = until
 		}
-		return
 	}
-	until := now.Add(linger)
-	if !f.lost.IsZero() && now.Sub(f.lost) < grace {
-		until = now.Add(grace)
-	}
-	i, _ := f.lingers(l.Subnet)
-	f.lingering = slices.Insert(f.lingering, i, lingerer{l, until})
-	if len(f.lingering) == 1 || until.Before(f.next) {
-		f.next = until
+	if !f.lost.IsZero() && now.Sub(f.lost) < grace && len(f.lingering) > len(f.known) {
+		f.stay = now.Add(grace)
 	}
 }
 
@@ -320,6 +318,10 @@ func (f *follower) lingers(subnet netip.Prefix) (i int, there bool) {
 // release lets go of those that have lingered for long enough, and reports
 // whether there were any.
 func (f *follower) release(now time.Time) bool {
+	if now.Before(f.stay) {
+		f.next = f.stay
+		return false
+	}
 	before := len(f.lingering)
 	f.lingering = slices.DeleteFunc(f.lingering, func(l lingerer) bool { return !now.Before(l.until) })
 	for i, l := range f.lingering {

@@ -30,7 +30,8 @@ type Holder struct {
 	Lease Lease
 	// Margin is how long before its end the lease is renewed.
 	Margin time.Duration
-	// Changed is called with the lease each time it has been written.
+	// Changed is called with the lease each time it is another in the store, but
+	// still this host's.
 	Changed func(Lease)
 	// Contested is called with an error once another host takes the lease for
 	// its own too, and with nil when that has stopped.
@@ -80,9 +81,9 @@ func (h Holder) Run(ctx context.Context, leases <-chan []*Lease) error {
 	}
 }
 
-// keeper is the state of Run. Its Lease is as this host last wrote it.
+// keeper is the state of Run.
 type keeper struct {
-	Holder
+	Holder    // its Lease is this host's as last seen
 	value     string
 	seen      Entry     // as last seen in the store, whoever wrote it
 	due       time.Time // when the entry is to be written next
@@ -107,14 +108,14 @@ const (
 	never        = 10 * 365 * 24 * time.Hour
 )
 
-// planRenewal sets when the lease is to be renewed. Hosts that were started
+// planRenewal sets when the entry is to be renewed. Hosts that were started
 // together are spread over some of that time.
 func (k *keeper) planRenewal() {
-	if k.Lease.Reserved() {
+	if k.seen.Expires.IsZero() {
 		k.due = time.Now().Add(never)
 		return
 	}
-	left := time.Until(k.Lease.Expires)
+	left := time.Until(k.seen.Expires)
 	wait := max(left-k.Margin, min(leastRenewal, left/2), 0)
 	spread := min(wait, k.Margin) / 10
 	if spread > 0 {
@@ -131,8 +132,8 @@ func (k *keeper) next() time.Time {
 	return k.due
 }
 
-// wrote takes note of the entry as this host has written it.
-func (k *keeper) wrote(e Entry) {
+// have takes an entry for this host's lease.
+func (k *keeper) have(e Entry) {
 	k.seen, k.Lease.Expires, k.Lease.Revision = e, e.Expires, e.Revision
 	k.planRenewal()
 	if k.Changed != nil {
@@ -164,7 +165,7 @@ func (k *keeper) write(ctx context.Context) error {
 		return err
 	}
 	klog.V(1).Infof("Wrote the lease of %v once more", k.Lease.Subnet)
-	k.wrote(e)
+	k.have(e)
 	return nil
 }
 
@@ -177,7 +178,7 @@ func (k *keeper) look(ctx context.Context) error {
 			return err
 		}
 		klog.Warningf("The lease of %v was gone from the store; claimed it again", k.Lease.Subnet)
-		k.wrote(e)
+		k.have(e)
 		return nil
 	} else if err != nil {
 		return err
@@ -189,16 +190,32 @@ func (k *keeper) look(ctx context.Context) error {
 	if there, err := e.Decode(); err == nil && there.PublicIP != k.Lease.PublicIP {
 		return &LostError{Own: k.Lease, Holder: there}
 	}
+	if e.Value == k.value && e.Expires.IsZero() != k.seen.Expires.IsZero() {
+		// An operator has made it a reservation, or a lease again. Hosts keep what it
+		// is, so this is none that takes it for its own.
+		klog.Infof("The lease of %v was written by somebody else, and lasts %s now", k.Lease.Subnet, lasts(e.Expires))
+		k.have(e)
+		return nil
+	}
+	before := k.due
 	k.seen = e
+	k.planRenewal()
 	if k.mayAnswer(brief(e.Value)) {
 		return k.write(ctx)
+	}
+	// Later, but not later than was planned anyway.
+	if pause := time.Now().Add(k.Store.chance.around(foreignPause)); pause.Before(before) {
+		before = pause
+	}
+	if before.Before(k.due) {
+		k.due = before
 	}
 	return nil
 }
 
 // mayAnswer reports whether to write the lease again at once that somebody else
 // has written, which is how another host that takes it for its own learns of this
-// one. When it goes on, it says so and plans the write for later.
+// one. When it goes on, it says so, and then it is to be written later.
 func (k *keeper) mayAnswer(theirs string) bool {
 	now := time.Now()
 	k.foreign = slices.DeleteFunc(k.foreign, func(t time.Time) bool { return now.Sub(t) > foreignSpan })
@@ -218,13 +235,15 @@ func (k *keeper) mayAnswer(theirs string) bool {
 			k.Contested(err)
 		}
 	}
-	if len(k.foreign) == foreignWrites {
-		return true // for the other one to notice too
+	return len(k.foreign) == foreignWrites // for the other one to notice too
+}
+
+// lasts says for how long an entry does.
+func lasts(expires time.Time) string {
+	if expires.IsZero() {
+		return "for ever"
 	}
-	if pause := now.Add(k.Store.chance.around(foreignPause)); pause.Before(k.due) {
-		k.due = pause
-	}
-	return false
+	return "for " + time.Until(expires).Round(time.Second).String()
 }
 
 // brief makes a text fit into a line.

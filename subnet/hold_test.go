@@ -24,6 +24,7 @@ type held struct {
 	ended  chan error
 	cancel context.CancelFunc
 	notes  []subnet.Lease
+	fights []error // what Contested was called with
 }
 
 func hold(t *testing.T, ttl time.Duration, margin time.Duration) *held {
@@ -42,7 +43,10 @@ func hold(t *testing.T, ttl time.Duration, margin time.Duration) *held {
 		case <-ctx.Done():
 		}
 	})
-	holder := subnet.Holder{Store: patient, Lease: lease, Margin: margin, Changed: func(l subnet.Lease) { h.notes = append(h.notes, l) }}
+	holder := subnet.Holder{Store: patient, Lease: lease, Margin: margin,
+		Changed:   func(l subnet.Lease) { h.notes = append(h.notes, l) },
+		Contested: func(err error) { h.fights = append(h.fights, err) },
+	}
 	go func() {
 		h.ended <- holder.Run(ctx, h.sets)
 		cancel()
@@ -174,6 +178,21 @@ func TestHolderReservation(t *testing.T) {
 		h.store.Put(key, value(ownIP), 0)
 		time.Sleep(100 * 24 * time.Hour)
 		h.check(true)
+		// However often, that is no other host's doing.
+		for range 10 {
+			h.store.Put(key, value(ownIP), time.Hour)
+			h.check(false)
+			e := h.store.Put(key, value(ownIP), 0)
+			if h.check(true) != e {
+				t.Error("the reservation was written again")
+			}
+			if n := len(h.notes); h.notes[n-1].Revision != e.Revision || !h.notes[n-1].Reserved() {
+				t.Errorf("Changed was last called with %v", h.notes[n-1])
+			}
+		}
+		if len(h.fights) > 0 {
+			t.Errorf("Contested was called with %v", h.fights)
+		}
 		if err := h.stop(); err != nil {
 			t.Error(err)
 		}
@@ -217,6 +236,25 @@ func TestHolderFight(t *testing.T) {
 		}
 		time.Sleep(time.Minute)
 		h.check(false)
+		if err := h.stop(); err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// A lease that is contested is still renewed before it ends, however short it is.
+func TestHolderShortWhileContested(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		h := hold(t, subnet.TTL, time.Hour)
+		for range 10 {
+			h.store.Put(key, value(ownIP), 4*time.Second)
+			for range 50 {
+				h.check(false) // which fails when it is gone
+			}
+		}
+		if len(h.fights) == 0 {
+			t.Error("nobody was told of the fight")
+		}
 		if err := h.stop(); err != nil {
 			t.Error(err)
 		}

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -20,6 +21,7 @@ import (
 type Object struct {
 	path   string // how messages name the object: "" or "Backend."
 	fields map[string]field
+	asked  map[string]string // what was returned for each field that was asked for
 }
 
 type field struct {
@@ -41,7 +43,7 @@ func parse(text []byte, path string) (*Object, error) {
 	if err == nil && tok != json.Delim('{') {
 		return nil, fmt.Errorf("%s is not a JSON object like {\"Network\": …}", shorten(text))
 	}
-	o := &Object{path: path, fields: map[string]field{}}
+	o := &Object{path: path, fields: map[string]field{}, asked: map[string]string{}}
 	for err == nil && dec.More() {
 		if tok, err = dec.Token(); err != nil {
 			break
@@ -81,17 +83,22 @@ func (o *Object) Has(name string) bool {
 
 // String returns the field's value, or def where it is missing or null.
 func (o *Object) String(name, def string) (string, error) {
-	return get(o, name, def, "a string")
+	s, err := get(o, name, def, "a string")
+	o.asked[name] = s
+	return s, err
 }
 
 // Bool returns the field's value, or def where it is missing or null.
 func (o *Object) Bool(name string, def bool) (bool, error) {
-	return get(o, name, def, "true or false")
+	b, err := get(o, name, def, "true or false")
+	o.asked[name] = strconv.FormatBool(b)
+	return b, err
 }
 
 // Int returns the field's value, or def where it is missing or null. A value
 // outside min to max is an error; def may lie outside.
 func (o *Object) Int(name string, def, min, max int) (int, error) {
+	o.asked[name] = strconv.Itoa(def)
 	if !o.Has(name) {
 		return get(o, name, def, "")
 	}
@@ -104,6 +111,7 @@ func (o *Object) Int(name string, def, min, max int) (int, error) {
 	if err != nil || i < min || i > max || o.quoted(name) {
 		return 0, o.wrong(name, want)
 	}
+	o.asked[name] = strconv.Itoa(i)
 	return i, nil
 }
 
@@ -132,33 +140,23 @@ func (o *Object) Unknown() []string {
 	return names
 }
 
-// Differences says, in alphabetical order, which fields have another value in o
-// than in before, of those that somebody has asked for: the others have no effect.
+// Differences says, in alphabetical order, which of the fields that were asked for
+// have another value in o than in before. Objects themselves are left out.
 func (o *Object) Differences(before *Object) []string {
-	value := func(o *Object, key string) string {
-		f := o.fields[key]
-		var compact bytes.Buffer
-		if !f.read || string(f.raw) == "null" || json.Compact(&compact, f.raw) != nil {
-			return ""
-		}
-		return compact.String()
-	}
-	shown := func(value string) string {
-		if value == "" {
-			return "the default"
+	shown := func(value string, asked bool) string {
+		if !asked {
+			return "not there"
 		}
 		return shorten([]byte(value))
 	}
-	names := map[string]string{} // by key, as somebody wrote them
-	for _, from := range []*Object{before, o} {
-		for key, f := range from.fields {
-			names[key] = from.path + f.name
-		}
-	}
+	names := maps.Clone(o.asked)
+	maps.Copy(names, before.asked)
 	var all []string
-	for key, name := range names {
-		if was, is := value(before, key), value(o, key); was != is {
-			all = append(all, fmt.Sprintf("%s is %s instead of %s", name, shown(is), shown(was)))
+	for name := range names {
+		is, asked := o.asked[name]
+		was, had := before.asked[name]
+		if is != was || asked != had {
+			all = append(all, fmt.Sprintf("%s%s is %s instead of %s", o.path, name, shown(is, asked), shown(was, had)))
 		}
 	}
 	slices.Sort(all)

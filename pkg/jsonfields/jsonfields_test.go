@@ -2,6 +2,7 @@ package jsonfields_test
 
 import (
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 
@@ -273,4 +274,35 @@ func FuzzParse(f *testing.F) {
 			t.Fatalf("of %q, %q is still unknown", text, got)
 		}
 	})
+}
+
+// What differs is the values that were asked for, not how they are written.
+func TestDifferences(t *testing.T) {
+	read := func(text string, port bool) *jsonfields.Object {
+		o, err := jsonfields.Parse([]byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		o.String("Type", "udp")
+		o.Int("VNI", 1, 0, 100)
+		o.Bool("GBP", false)
+		if port {
+			o.Int("Port", 8472, 1, 65535)
+		}
+		return o
+	}
+	for _, test := range []struct {
+		before, now string
+		port        bool
+		want        []string
+	}{
+		{`{}`, `{ "type": "udp", "vni": 1, "GBP": false, "Port": null, "Speed": 9 }`, false, nil},
+		{`{"VNI": 1}`, `{"VNI": 2, "Type": "vxlan"}`, false, []string{"Type is vxlan instead of udp", "VNI is 2 instead of 1"}},
+		{`{"GBP": true}`, `{"Port": 9}`, true, []string{"GBP is false instead of true", "Port is 9 instead of not there"}},
+		{`{"Type": "a"}`, `{"Type": "b\u001b[31m\nc"}`, false, []string{"Type is b [31m c instead of a"}},
+	} {
+		if got := read(test.now, test.port).Differences(read(test.before, false)); !slices.Equal(got, test.want) {
+			t.Errorf("%s after %s: %q, want %q", test.now, test.before, got, test.want)
+		}
+	}
 }
