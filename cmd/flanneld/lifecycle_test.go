@@ -1,7 +1,6 @@
 package main
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -90,130 +89,6 @@ func TestSignals(t *testing.T) {
 	}
 	if !strings.Contains(h2.Daemon.Log(), "Ready") || strings.Count(h2.Daemon.Log(), "\n") > 20 {
 		t.Errorf("the other host's log is long:\n%s", h2.Daemon.Log())
-	}
-}
-
-// A lease is kept over a restart, found again by its subnet file when it is
-// gone, and moved along when the host's address changes; a stranger's is not
-// taken.
-func TestLeaseOverRestarts(t *testing.T) {
-	c, s := newCluster(t)
-	c.SetConfig(`{"Network": "10.1.0.0/16", "Backend": {"Type": "host-gw"}}`)
-	h := c.Node("h1", s)
-	run := func() string {
-		t.Helper()
-		h.Start()
-		h.AwaitReady()
-		h.Stop()
-		return strings.ReplaceAll(h.Env().Subnet().String(), "/", "-")
-	}
-	key := run()
-	if again := run(); again != key {
-		t.Errorf("%s became %s over a restart", key, again)
-	}
-	c.DeleteLease(key)
-	if again := run(); again != key {
-		t.Errorf("%s became %s after the lease was deleted", key, again)
-	}
-
-	old := h.Addr().String()
-	h.Run("ip", "addr", "del", old+"/24", "dev", "eth0")
-	h.Run("ip", "addr", "add", "172.30.0.77/24", "dev", "eth0")
-	h.Run("ip", "route", "replace", "default", "via", "172.30.0.1")
-	if again := run(); again != key || len(c.Leases()) != 1 || !strings.Contains(c.Leases()[key].Value, "172.30.0.77") {
-		t.Errorf("%s became %s when the address changed; the leases are %v", key, again, c.Leases())
-	}
-
-	// As a reservation it stays one.
-	c.PutLease(key, c.Leases()[key].Value, 0)
-	if again := run(); again != key || c.Leases()[key].TTL != 0 {
-		t.Errorf("the reservation %s became %s with TTL %d", key, again, c.Leases()[key].TTL)
-	}
-
-	// Another host has it by now.
-	stranger := `{"PublicIP":"172.30.0.200","BackendType":"host-gw"}`
-	c.PutLease(key, stranger, time.Hour)
-	if again := run(); again == key || c.Leases()[key].Value != stranger {
-		t.Errorf("%s was taken from its holder: %v", key, c.Leases())
-	}
-}
-
-// While it runs, the own lease is claimed again when it is gone; when another
-// host has it, flanneld says who and ends with status 1.
-func TestOwnLease(t *testing.T) {
-	c, s := newCluster(t)
-	c.SetConfig(vxlanConfig)
-	h1, c1 := join(c, s, 1)
-	h2, c2 := join(c, s, 2)
-	c.DeleteLease("10.1.1.0-24")
-	lab.Eventually(t, within, "the lease is claimed again", func() error {
-		if l, ok := c.Leases()["10.1.1.0-24"]; !ok || l.TTL == 0 {
-			return fmt.Errorf("the leases are %v", c.Leases())
-		}
-		return nil
-	})
-	reach(t, c1, c2, c2.Addr(), c1.Addr(), 1450)
-
-	c.PutLease("10.1.1.0-24", `{"PublicIP":"172.30.0.99","BackendType":"vxlan","BackendData":{"VtepMAC":"02:00:00:00:00:99"}}`, time.Hour)
-	status, err := h1.Daemon.Wait(5 * time.Second)
-	if err != nil || status != 1 {
-		t.Errorf("exit status %d, %v", status, err)
-	}
-	want := fmt.Sprintf("Stopping: the subnet 10.1.1.0/24 of this host (%v) is now leased by 172.30.0.99", h1.Addr())
-	if !strings.Contains(h1.Daemon.Log(), want) {
-		t.Errorf("the log lacks %q", want)
-	}
-	// Started again, as systemd would, it gets another subnet, and everybody
-	// follows.
-	h1.Start()
-	h1.AwaitReady()
-	if h1.Env().Subnet().String() == "10.1.1.0/24" {
-		t.Error("it has the same subnet again")
-	}
-	h1.RemoveContainers()
-	c1 = h1.AddContainer("again")
-	reach(t, c1, c2, c2.Addr(), c1.Addr(), 1450)
-	if !strings.Contains(h2.FDB("flannel.1"), "02:00:00:00:00:99 dst 172.30.0.99 self permanent") {
-		t.Errorf("the other host does not know the new holder:\n%s", h2.FDB("flannel.1"))
-	}
-}
-
-// etcd that has lost all its data, and has got its config again: every host has
-// its subnet as before, and not a packet is lost.
-func TestEtcdWiped(t *testing.T) {
-	c, s := newCluster(t)
-	c.SetConfig(vxlanConfig)
-	h1, c1 := join(c, s, 1)
-	_, c2 := join(c, s, 2)
-	reach(t, c1, c2, c2.Addr(), c1.Addr(), 1450)
-
-	pinging, stop := context.WithCancel(t.Context())
-	type result struct {
-		stats lab.EchoStats
-		err   error
-	}
-	results := make(chan result)
-	go func() {
-		stats, err := c1.Ping(c2.Addr(), lab.Echo{Count: 100000, Interval: 2 * time.Millisecond, Timeout: 50 * time.Millisecond, Context: pinging})
-		results <- result{stats, err}
-	}()
-	c.Etcd.Wipe()
-	c.Must(h1.Daemon.WaitLog("Waiting for the store", 10*time.Second))
-	c.Etcd.Restart()
-	c.SetConfig(vxlanConfig)
-	lab.Eventually(t, 10*time.Second, "both leases are there again", func() error {
-		all := c.Leases()
-		if len(all) != 2 || all["10.1.1.0-24"].TTL == 0 || all["10.1.2.0-24"].TTL == 0 {
-			return fmt.Errorf("the leases are %v", all)
-		}
-		return nil
-	})
-	// A host that joins shows that everybody follows again.
-	_, c3 := join(c, s, 3)
-	lab.EventuallyPing(t, within, c1, c3.Addr(), lab.Echo{Timeout: 100 * time.Millisecond})
-	stop()
-	if r := <-results; r.stats.Sent < 50 || r.stats.Sent-r.stats.Received > 1 { // the last may be cut off
-		t.Errorf("%v, %v", r.stats, r.err)
 	}
 }
 
