@@ -72,7 +72,7 @@ func New(o Options) (*Store, error) {
 		if err != nil {
 			return nil, fmt.Errorf("using the etcd endpoint %s: %w", e, err)
 		}
-		if s.watches[rootOf(u.JoinPath("v2", "keys"))], err = keys(e); err != nil {
+		if s.watches[rootOf(u)], err = keys(e); err != nil {
 			return nil, err
 		}
 	}

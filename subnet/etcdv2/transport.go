@@ -149,9 +149,9 @@ func reason(text []byte) string {
 	return ": " + said
 }
 
-// rootOf is the URL of the member that a request goes to.
+// rootOf is the URL of a member, given that or the URL of a request to it.
 func rootOf(u *url.URL) string {
-	base, _, _ := strings.Cut(u.Path, "/v2/")
+	base, _, _ := strings.Cut(u.Path, "/v2/keys")
 	return u.Scheme + "://" + u.Host + strings.TrimSuffix(base, "/")
 }
 
