@@ -24,7 +24,7 @@ import (
 )
 
 var (
-	modelSeed = flag.Uint64("model.seed", 0, "the one seed to run the model with, in full words; 0 for new ones")
+	modelSeed = flag.Uint64("model.seed", 0, "the one seed to run the model with; 0 for new ones")
 	modelRuns = flag.Int("model.runs", 2000, "how many seeds to run the model with")
 )
 
@@ -37,7 +37,7 @@ var (
 // way out or to a new claim; and once all is quiet, that every host has one.
 func TestModel(t *testing.T) {
 	if *modelSeed != 0 {
-		runModel(t, *modelSeed)
+		t.Log("\n" + runModel(t, *modelSeed))
 		return
 	}
 	quiet(t)
