@@ -31,6 +31,11 @@ const (
 	burst = 60 * time.Millisecond
 	// A watch that lasts is one that works.
 	lasting = time.Second
+	// spread, for each lease there is, is over how long hosts list them whose
+	// watches have ended at the same moment, as when a member of the store stops;
+	// and mostSpread is enough for a network of thousands.
+	spread     = 250 * time.Microsecond
+	mostSpread = 2 * time.Second
 	// failures is how many watches in a row may fail before it is said.
 	failures = 5
 )
@@ -62,19 +67,18 @@ func Follow(ctx context.Context, store *Patient, own netip.Prefix, seen Snapshot
 			calm.Reset()
 			failed = 0
 		}
-		// Every host's watch ends at the same moment when a member of the store
-		// stops: the pause is left to chance, so that they do not all list in one.
-		pause := wait
-		switch {
-		case errors.Is(ended, ErrBehind):
-			// A burst: most of it is over soon, and then one list has it all.
-			pause = calm
-		case !errors.Is(ended, ErrWatchLost):
+		var pause time.Duration
+		if errors.Is(ended, ErrBehind) {
+			pause = calm.next() // a burst: most of it is over soon, and then one list has it all
+		} else {
+			pause = wait.next() + store.chance.around(min(time.Duration(len(f.known))*spread, mostSpread))
+		}
+		if !errors.Is(ended, ErrBehind) && !errors.Is(ended, ErrWatchLost) {
 			if failed++; failed == failures {
 				klog.Warningf("The leases cannot be watched, and are listed every few seconds instead: %v", ended)
 			}
 		}
-		if sleep(ctx, pause.next()) != nil {
+		if sleep(ctx, pause) != nil {
 			return nil
 		}
 		var err error

@@ -2,6 +2,7 @@ package subnet_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -169,6 +170,49 @@ func TestFollowBehind(t *testing.T) {
 			t.Error(err)
 		}
 	})
+}
+
+// unwatchable is a store whose watches fail at once.
+type unwatchable struct{ *storetest.Memory }
+
+func (u unwatchable) Watch(context.Context, uint64) subnet.Watcher { return u }
+
+func (unwatchable) Next() ([]subnet.Event, error) { return nil, errors.New("no watches today") }
+
+// Where only watching fails, leases are listed every few seconds; that is said
+// once, and the store is not asked all the time.
+func TestFollowUnwatchable(t *testing.T) {
+	log := logged(t)
+	synctest.Test(t, func(t *testing.T) {
+		store := storetest.NewMemory()
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		var latest int
+		go func() {
+			done <- subnet.Follow(ctx, patient(unwatchable{store}, ownIP), netip.MustParsePrefix("10.1.9.0/24"), subnet.Snapshot{}, func(leases, _ []*subnet.Lease) {
+				latest = len(leases)
+			})
+		}()
+		for i := range 20 {
+			store.Put(fmt.Sprintf("10.1.%d.0-24", 10+i), value(otherIP), 0)
+			time.Sleep(5 * time.Second)
+			if latest != i+1 {
+				t.Errorf("%d leases are known five seconds after there were %d", latest, i+1)
+			}
+		}
+		calls := store.Calls()
+		time.Sleep(time.Hour)
+		if n := store.Calls() - calls; n > 3600 {
+			t.Errorf("it has asked %d times in an hour", n)
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+	if n := strings.Count(log(), "The leases cannot be watched, and are listed every few seconds instead: no watches today"); n != 1 {
+		t.Errorf("it was said %d times:\n%s", n, log())
+	}
 }
 
 // wiped is a store that loses all its data, and what it knows of its past, just

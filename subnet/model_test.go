@@ -210,6 +210,7 @@ func (w *world) run() {
 		w.mu.Unlock()
 		h.stop()
 		<-h.ended
+		time.Sleep(time.Minute) // for what is still on its way
 		w.mu.Lock()
 	}
 }

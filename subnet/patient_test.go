@@ -2,6 +2,8 @@ package subnet_test
 
 import (
 	"bytes"
+	"context"
+	"errors"
 	"io"
 	"strings"
 	"sync"
@@ -11,6 +13,7 @@ import (
 
 	"k8s.io/klog/v2"
 
+	"flanneld/subnet"
 	"flanneld/subnet/storetest"
 )
 
@@ -18,12 +21,7 @@ import (
 // it begins, when it ends, and once a minute in between; the store is not asked
 // all the time, and all are answered within five seconds of its return.
 func TestPatient(t *testing.T) {
-	var log bytes.Buffer
-	klog.LogToStderr(false)
-	klog.SetOutput(io.Discard)
-	klog.SetOutputBySeverity("INFO", &log) // which gets the others too
-	defer klog.LogToStderr(true)
-
+	log := logged(t)
 	synctest.Test(t, func(t *testing.T) {
 		memory := storetest.NewMemory()
 		memory.SetConfig("one")
@@ -49,10 +47,64 @@ func TestPatient(t *testing.T) {
 			t.Errorf("it took %v to notice that the store is back", took)
 		}
 	})
-	klog.Flush()
 	for text, want := range map[string][2]int{"Waiting for the store": {1, 1}, "Still waiting for the store": {7, 10}, "The store works again": {1, 1}} {
-		if n := strings.Count(log.String(), text); n < want[0] || n > want[1] {
-			t.Errorf("%q is in the log %d times, want %v:\n%s", text, n, want, &log)
+		if n := strings.Count(log(), text); n < want[0] || n > want[1] {
+			t.Errorf("%q is in the log %d times, want %v:\n%s", text, n, want, log())
 		}
 	}
 }
+
+// readOnly is a store that answers questions and refuses what would change it.
+type readOnly struct{ *storetest.Memory }
+
+func (readOnly) Create(context.Context, string, string, time.Duration) (subnet.Entry, error) {
+	return subnet.Entry{}, errors.New("no space")
+}
+
+// A store that answers some calls and not others does not come and go in the log.
+func TestPatientWithReadOnly(t *testing.T) {
+	log := logged(t)
+	synctest.Test(t, func(t *testing.T) {
+		store := patient(readOnly{storetest.NewMemory()}, ownIP)
+		ctx, cancel := context.WithTimeout(t.Context(), 50*time.Second)
+		defer cancel()
+		var reading sync.WaitGroup
+		defer reading.Wait()
+		reading.Go(func() {
+			for ctx.Err() == nil {
+				store.List(ctx)
+				time.Sleep(time.Second)
+			}
+		})
+		if _, err := store.Create(ctx, key, value(ownIP), time.Hour); !errors.Is(err, context.DeadlineExceeded) {
+			t.Error(err)
+		}
+	})
+	if n := strings.Count(log(), "\n"); n != 1 || !strings.Contains(log(), "Waiting for the store: no space") {
+		t.Errorf("the log is\n%s", log())
+	}
+}
+
+// logged collects the log of a test, and returns what there is so far.
+func logged(t *testing.T) func() string {
+	var mu sync.Mutex
+	var log bytes.Buffer
+	klog.LogToStderr(false)
+	klog.SetOutput(io.Discard)
+	klog.SetOutputBySeverity("INFO", writer(func(p []byte) (int, error) { // which gets the others too
+		mu.Lock()
+		defer mu.Unlock()
+		return log.Write(p)
+	}))
+	t.Cleanup(func() { klog.LogToStderr(true) })
+	return func() string {
+		klog.Flush()
+		mu.Lock()
+		defer mu.Unlock()
+		return log.String()
+	}
+}
+
+type writer func([]byte) (int, error)
+
+func (w writer) Write(p []byte) (int, error) { return w(p) }

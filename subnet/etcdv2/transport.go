@@ -24,8 +24,11 @@ import (
 const (
 	dialTimeout = 2 * time.Second
 	// answerTimeout is for the head of an answer, and for each further part of it.
-	// A member that takes longer is passed over for the next.
+	// A member that takes longer is passed over for the next. It is doubled each
+	// time, and so often, until one answers: thousands of hosts that come back at
+	// once would else give up what etcd is still working on, and ask for it again.
 	answerTimeout = 5 * time.Second
+	doublings     = 3
 	// checkEvery is how often at least a member is asked, while it has nothing to
 	// say to a watch, whether it is still part of its cluster.
 	checkEvery = 10 * time.Second
@@ -39,7 +42,7 @@ const (
 // for its next try, as TCP doubles the wait (RFC 6298 5.5).
 var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 3 * time.Second, Interval: time.Second, Count: 3}
 
-// member carries requests to the members of etcd, and is for what the client does
+// members carries requests to the members of etcd, and is for what the client does
 // not do by itself: it reads the TLS files anew for each connection, keeps what a
 // member says when it fails, bounds the time an answer takes, finds out that a
 // member no longer hears of changes while a watch waits for them, and knows which
@@ -47,6 +50,7 @@ var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 3 * time.Second, Interva
 type members struct {
 	http     *http.Transport
 	answered atomic.Pointer[string] // root of the member that answered last
+	late     atomic.Int32           // answers since then that came too late
 	pace     pace
 }
 
@@ -89,7 +93,11 @@ func (m *members) RoundTrip(req *http.Request) (*http.Response, error) {
 			}
 		}()
 	} else {
-		b.late = time.AfterFunc(answerTimeout, func() { cancel(fmt.Errorf("%s has not answered within %v", root, answerTimeout)) })
+		b.patience = m.patience()
+		b.late = time.AfterFunc(b.patience, func() {
+			m.late.Add(1)
+			cancel(fmt.Errorf("%s has not answered within %v", root, b.patience))
+		})
 	}
 	resp, err := m.answer(root, req.WithContext(ctx))
 	if err == nil && b.watch {
@@ -105,9 +113,15 @@ func (m *members) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	if !b.watch {
 		m.answered.Store(&root)
+		m.late.Store(0)
 	}
 	b.ReadCloser, resp.Body = resp.Body, b
 	return resp, nil
+}
+
+// patience is how long to wait for an answer now.
+func (m *members) patience() time.Duration {
+	return answerTimeout << min(m.late.Load(), doublings)
 }
 
 // answer makes an error of an answer that says that the member failed.
@@ -222,7 +236,8 @@ type body struct {
 	ctx    context.Context
 	cancel context.CancelCauseFunc
 
-	late *time.Timer // ends what takes too long; nil for a watch
+	late     *time.Timer // ends what takes longer than patience; nil for a watch
+	patience time.Duration
 
 	watch bool
 	began time.Time
@@ -233,7 +248,7 @@ type body struct {
 // Read implements io.Reader.
 func (b *body) Read(p []byte) (n int, err error) {
 	if b.late != nil {
-		b.late.Reset(answerTimeout)
+		b.late.Reset(b.patience)
 	}
 	n, err = b.ReadCloser.Read(p)
 	b.some = b.some || n > 0

@@ -68,6 +68,26 @@ func TestStalled(t *testing.T) {
 	}
 }
 
+// A member that takes too long is given more time at the next try, so that hosts
+// which all come back at once are served in the end.
+func TestOverloaded(t *testing.T) {
+	t.Parallel()
+	s := fake(t, func(w http.ResponseWriter, r *http.Request) {
+		select {
+		case <-time.After(7 * time.Second):
+			fmt.Fprintf(w, oneLease, "2999-01-01T00:00:00Z")
+		case <-r.Context().Done():
+		}
+	})
+	store := open(t, etcdv2.Options{Endpoints: []string{s.URL}, Prefix: "net"})
+	if _, _, err := store.List(t.Context()); err == nil {
+		t.Error("it waited for 7 s at once")
+	}
+	if _, _, err := store.List(t.Context()); err != nil {
+		t.Errorf("it did not wait any longer at the second try: %v", err)
+	}
+}
+
 // A watch that is answered with nothing, as some gateway may do, is not asked for
 // again as fast as can be.
 func TestEmptyWatch(t *testing.T) {
