@@ -27,8 +27,8 @@ type Entry struct {
 	Value string
 	// Expires is when the store drops the entry, on this host's clock; zero
 	// when it never does. As the time an answer takes cannot be told from the
-	// time since, it may be too early by that, but not too late. Of an Event it
-	// is not to be relied on, as the event may be old.
+	// time since, it may be too early by that; it is a second late at most. Of an
+	// Event it is not to be relied on, as the event may be old.
 	Expires time.Time
 	// Revision is the store's version of the entry.
 	Revision uint64

@@ -2,8 +2,15 @@
 //
 // Under the prefix, the key config holds the network config and the directory
 // subnets one key for each lease. Reads are quorum reads, so that a member that
-// lags behind cannot hide a lease; writes are compare-and-swap on the index of
-// the entry. Facts about the API are from etcd's v2 API document.
+// lags behind cannot hide a lease; writes are compare-and-swap on index and value
+// of the entry. Facts about the API are from etcd's v2 API document.
+//
+// A list of all leases is the exception. In the v2 API a quorum read is an entry in
+// the log of the cluster, which each member carries out one after the other:
+// thousands of hosts that list thousands of leases at once, as after a restart of
+// etcd, would keep everything else from being done for minutes. So the list comes
+// from one member alone, which has just taken part in something small that the
+// whole cluster did, and has all that was there before that.
 package etcdv2
 
 import (
@@ -40,11 +47,11 @@ type Options struct {
 type Store struct {
 	keys    client.KeysAPI
 	members *members
-	// watches have one endpoint each, by its root: a watch is to end with the
+	// single have one endpoint each, by its root. A watch is to end with the
 	// member it is on, and not to go on where another history may be told.
-	watches map[string]client.KeysAPI
-	prefix  string
-	listed  atomic.Int64 // leases in the latest list
+	single map[string]client.KeysAPI
+	prefix string
+	listed atomic.Int64 // leases in the latest list
 }
 
 var _ subnet.Store = (*Store)(nil)
@@ -63,7 +70,7 @@ func New(o Options) (*Store, error) {
 		}
 		return client.NewKeysAPI(c), nil
 	}
-	s := &Store{members: m, prefix: path.Join("/", o.Prefix), watches: map[string]client.KeysAPI{}}
+	s := &Store{members: m, prefix: path.Join("/", o.Prefix), single: map[string]client.KeysAPI{}}
 	if s.keys, err = keys(o.Endpoints...); err != nil {
 		return nil, err
 	}
@@ -72,20 +79,21 @@ func New(o Options) (*Store, error) {
 		if err != nil {
 			return nil, fmt.Errorf("using the etcd endpoint %s: %w", e, err)
 		}
-		if s.watches[rootOf(u)], err = keys(e); err != nil {
+		if s.single[rootOf(u)], err = keys(e); err != nil {
 			return nil, err
 		}
 	}
 	return s, nil
 }
 
-// watching is for a watch that begins now: on the member that has answered last,
-// which therefore knows of all that was seen.
-func (s *Store) watching() client.KeysAPI {
-	if root := s.members.answered.Load(); root != nil && s.watches[*root] != nil {
-		return s.watches[*root]
+// here is for requests that one member is to carry out by itself: the one that has
+// last answered for the whole cluster, which therefore knows of all that was seen.
+// asked is when it was asked; zero if none has answered yet.
+func (s *Store) here() (keys client.KeysAPI, asked time.Time) {
+	if a := s.members.latest.Load(); a != nil && s.single[a.root] != nil {
+		return s.single[a.root], a.at
 	}
-	return s.keys
+	return s.keys, time.Time{}
 }
 
 func (s *Store) configKey() string        { return path.Join(s.prefix, "config") }
@@ -94,7 +102,7 @@ func (s *Store) leaseKey(k string) string { return path.Join(s.subnetsDir(), k) 
 
 // Config implements subnet.Store.
 func (s *Store) Config(ctx context.Context) (string, uint64, error) {
-	resp, err := s.keys.Get(ctx, s.configKey(), &client.GetOptions{Quorum: true})
+	resp, err := whole(s.keys.Get(ctx, s.configKey(), &client.GetOptions{Quorum: true}))
 	if err != nil {
 		index, err := explain("reading", s.configKey(), err)
 		return "", index, err
@@ -107,25 +115,38 @@ func (s *Store) Config(ctx context.Context) (string, uint64, error) {
 
 // AwaitConfig implements subnet.Store.
 func (s *Store) AwaitConfig(ctx context.Context, revision uint64) error {
-	_, err := s.watching().Watcher(s.configKey(), &client.WatcherOptions{AfterIndex: revision}).Next(ctx)
+	keys, _ := s.here()
+	_, err := next(ctx, keys.Watcher(s.configKey(), &client.WatcherOptions{AfterIndex: revision}))
 	_, err = explain("watching", s.configKey(), err)
 	return err
 }
 
+// freshEnough is for how long a member that has answered for the whole cluster is
+// taken to be part of it.
+const freshEnough = 3 * time.Second
+
 // List implements subnet.Store.
 func (s *Store) List(ctx context.Context) ([]subnet.Entry, uint64, error) {
-	asked := time.Now()
-	resp, err := s.keys.Get(ctx, s.subnetsDir(), &client.GetOptions{Recursive: true, Quorum: true})
+	if _, asked := s.here(); time.Since(asked) > freshEnough {
+		_, err := s.keys.Get(ctx, s.configKey(), &client.GetOptions{Quorum: true})
+		if _, err = explain("reading", s.configKey(), err); err != nil && !errors.Is(err, subnet.ErrNotFound) {
+			return nil, 0, err
+		}
+	}
+	began := time.Now()
+	keys, _ := s.here()
+	resp, err := whole(keys.Get(ctx, s.subnetsDir(), &client.GetOptions{Recursive: true}))
 	if err != nil {
 		index, err := explain("listing", s.subnetsDir(), err)
 		if errors.Is(err, subnet.ErrNotFound) {
 			return nil, index, nil // nobody has leased anything yet
 		}
+		s.members.latest.Store(nil) // whoever that was
 		return nil, 0, err
 	}
 	entries := make([]subnet.Entry, 0, len(resp.Node.Nodes))
 	for _, n := range resp.Node.Nodes {
-		entries = append(entries, entry(n, asked)) // a directory has no value, and nobody else can have its key
+		entries = append(entries, entry(n, began)) // a directory has no value, and nobody else can have its key
 	}
 	s.listed.Store(int64(len(entries)))
 	return entries, resp.Index, nil
@@ -134,7 +155,7 @@ func (s *Store) List(ctx context.Context) ([]subnet.Entry, uint64, error) {
 // Get implements subnet.Store.
 func (s *Store) Get(ctx context.Context, key string) (subnet.Entry, error) {
 	asked := time.Now()
-	resp, err := s.keys.Get(ctx, s.leaseKey(key), &client.GetOptions{Quorum: true})
+	resp, err := whole(s.keys.Get(ctx, s.leaseKey(key), &client.GetOptions{Quorum: true}))
 	if err != nil {
 		_, err = explain("reading", s.leaseKey(key), err)
 		return subnet.Entry{}, err
@@ -144,7 +165,8 @@ func (s *Store) Get(ctx context.Context, key string) (subnet.Entry, error) {
 
 // Watch implements subnet.Store.
 func (s *Store) Watch(ctx context.Context, revision uint64) subnet.Watcher {
-	return &watcher{s, ctx, s.watching().Watcher(s.subnetsDir(), &client.WatcherOptions{AfterIndex: revision, Recursive: true})}
+	keys, _ := s.here()
+	return &watcher{s, ctx, keys.Watcher(s.subnetsDir(), &client.WatcherOptions{AfterIndex: revision, Recursive: true})}
 }
 
 // Create implements subnet.Store.
@@ -161,13 +183,20 @@ func (s *Store) Update(ctx context.Context, old subnet.Entry, value string, ttl 
 }
 
 func (s *Store) set(ctx context.Context, key, value string, opts *client.SetOptions) (subnet.Entry, error) {
-	asked := time.Now()
-	resp, err := s.keys.Set(ctx, s.leaseKey(key), value, opts)
-	if err != nil {
-		_, err = explain("writing", s.leaseKey(key), err)
-		return subnet.Entry{}, err
+	asked, failed := time.Now(), s.members.failed.Load()
+	resp, err := whole(s.keys.Set(ctx, s.leaseKey(key), value, opts))
+	if err == nil {
+		return entry(resp.Node, asked), nil
 	}
-	return entry(resp.Node, asked), nil
+	_, err = explain("writing", s.leaseKey(key), err)
+	if errors.Is(err, subnet.ErrConflict) && s.members.failed.Load() != failed {
+		// The client has tried a second member when the first gave no answer, which
+		// may have made the write all the same.
+		if there, gerr := s.Get(ctx, key); gerr == nil && there.Value == value {
+			return there, nil
+		}
+	}
+	return subnet.Entry{}, err
 }
 
 // Delete implements subnet.Store.

@@ -39,3 +39,11 @@ func (p *pace) note(member string, took time.Duration) {
 		klog.Infof("etcd at %s answers in time again", member)
 	}
 }
+
+// slow reports whether a member was slow when it was last noted.
+func (p *pace) slow(member string) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	_, slow := p.said[member]
+	return slow
+}

@@ -13,6 +13,7 @@ import (
 	"net/url"
 	"strconv"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -25,7 +26,7 @@ const (
 	dialTimeout = 2 * time.Second
 	// answerTimeout is for the head of an answer, and for each further part of it.
 	// A member that takes longer is passed over for the next. It is doubled each
-	// time, and so often, until one answers: thousands of hosts that come back at
+	// time, and so often, until one answers soon: thousands of hosts that come back at
 	// once would else give up what etcd is still working on, and ask for it again.
 	answerTimeout = 5 * time.Second
 	doublings     = 3
@@ -48,10 +49,21 @@ var keepAlive = net.KeepAliveConfig{Enable: true, Idle: 3 * time.Second, Interva
 // member no longer hears of changes while a watch waits for them, and knows which
 // member has answered last.
 type members struct {
-	http     *http.Transport
-	answered atomic.Pointer[string] // root of the member that answered last
-	late     atomic.Int32           // answers since then that came too late
-	pace     pace
+	http   *http.Transport
+	latest atomic.Pointer[answered]
+	late   atomic.Int32 // answers that came too late since one came soon
+	failed atomic.Int64 // writes without an answer
+	pace   pace
+
+	mu    sync.Mutex
+	alive map[string]time.Time // when a member last knew a leader, by root
+}
+
+// answered is an answer that took the whole cluster: the member that gave it has
+// all that was there when it was asked.
+type answered struct {
+	root string
+	at   time.Time
 }
 
 func newMembers(files transport.TLSInfo) (*members, error) {
@@ -70,7 +82,7 @@ func newMembers(files transport.TLSInfo) (*members, error) {
 		}
 		return (&tls.Dialer{NetDialer: dialer, Config: config}).DialContext(ctx, network, addr)
 	}
-	return &members{http: tr}, nil
+	return &members{http: tr, alive: map[string]time.Time{}}, nil
 }
 
 // CancelRequest is what the client asks a transport to have, and never calls.
@@ -99,6 +111,7 @@ func (m *members) RoundTrip(req *http.Request) (*http.Response, error) {
 			cancel(fmt.Errorf("%s has not answered within %v", root, b.patience))
 		})
 	}
+	began := time.Now()
 	resp, err := m.answer(root, req.WithContext(ctx))
 	if err == nil && b.watch {
 		err = sameHistory(resp.Header.Get("X-Etcd-Index"), query.Get("waitIndex"))
@@ -109,11 +122,17 @@ func (m *members) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 		err = b.why(err)
 		b.end()
+		if req.Method != http.MethodGet {
+			m.failed.Add(1)
+		}
 		return nil, err
 	}
-	if !b.watch {
-		m.answered.Store(&root)
+	if !b.watch && time.Since(began) < answerTimeout/2 {
 		m.late.Store(0)
+	}
+	if req.Method != http.MethodGet || query.Get("quorum") == "true" {
+		m.latest.Store(&answered{root, began})
+		m.pace.note(root, time.Since(began))
 	}
 	b.ReadCloser, resp.Body = resp.Body, b
 	return resp, nil
@@ -126,7 +145,6 @@ func (m *members) patience() time.Duration {
 
 // answer makes an error of an answer that says that the member failed.
 func (m *members) answer(root string, req *http.Request) (*http.Response, error) {
-	began := time.Now()
 	resp, err := m.http.RoundTrip(req)
 	var dial *net.OpError
 	switch {
@@ -134,9 +152,6 @@ func (m *members) answer(root string, req *http.Request) (*http.Response, error)
 		return nil, err // names the member
 	case err != nil:
 		return nil, fmt.Errorf("%s: %w", root, err)
-	}
-	if req.URL.Query().Get("wait") == "" {
-		m.pace.note(root, time.Since(began))
 	}
 	if resp.StatusCode < http.StatusInternalServerError {
 		return resp, nil
@@ -185,22 +200,27 @@ func sameHistory(index, waitIndex string) error {
 // for some time: cut off from the others, it hears of no changes, and a watch on
 // it waits in vain. It returns nil when ctx ends.
 func (m *members) check(ctx context.Context, root, authorization string) error {
-	wait := checkEvery/2 + rand.N(checkEvery/2)
+	pause := func() time.Duration { return checkEvery/2 + rand.N(checkEvery/2) }
+	wait := pause()
 	for failed := 0; ; {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-time.After(wait):
 		}
-		err := m.knowsLeader(ctx, root, authorization)
+		if m.knownAlive(root) {
+			wait = pause() // there is more than one watch on a member
+			continue
+		}
+		err := m.ask(ctx, root, authorization)
 		switch {
 		case ctx.Err() != nil:
 			return nil
 		case err == nil:
-			wait, failed = checkEvery/2+rand.N(checkEvery/2), 0
+			wait, failed = pause(), 0
 			continue
-		case errors.Is(err, context.DeadlineExceeded):
-			return fmt.Errorf("%s has not answered within %v", root, answerTimeout)
+		case errors.Is(err, errLate):
+			return err
 		}
 		if failed++; failed == elections {
 			return err
@@ -209,23 +229,46 @@ func (m *members) check(ctx context.Context, root, authorization string) error {
 	}
 }
 
-// knowsLeader asks a member who the leader is. An answer that is none of etcd's,
-// as of a gateway that lets only the keys through, tells nothing.
-func (m *members) knowsLeader(ctx context.Context, root, authorization string) error {
-	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+func (m *members) knownAlive(root string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return time.Since(m.alive[root]) < checkEvery/2
+}
+
+var errLate = fmt.Errorf("has not answered within %v", answerTimeout)
+
+// ask asks a member who the leader is, which costs it nothing; or, when it was slow
+// of late, something that the whole cluster has to do, to find out whether it still
+// is. An answer that is none of etcd's, as of a gateway that lets only the keys
+// through, tells nothing.
+func (m *members) ask(ctx context.Context, root, authorization string) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, answerTimeout, fmt.Errorf("%s %w", root, errLate))
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, root+"/v2/members/leader", nil)
+	what, slow := "/v2/members/leader", m.pace.slow(root)
+	if slow {
+		what = "/v2/keys/?quorum=true"
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, root+what, nil)
 	if err != nil {
 		return err
 	}
 	if authorization != "" {
 		req.Header.Set("Authorization", authorization)
 	}
+	began := time.Now()
 	resp, err := m.answer(root, req)
-	if err != nil {
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	} else if err != nil {
 		return err
 	}
 	defer resp.Body.Close()
+	if slow && resp.StatusCode == http.StatusOK {
+		m.pace.note(root, time.Since(began))
+	}
+	m.mu.Lock()
+	m.alive[root] = time.Now()
+	m.mu.Unlock()
 	_, err = io.Copy(io.Discard, resp.Body) // to its end, for the connection to be of further use
 	return err
 }

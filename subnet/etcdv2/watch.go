@@ -32,7 +32,7 @@ type watcher struct {
 func (w *watcher) Next() ([]subnet.Event, error) {
 	for {
 		asked := time.Now()
-		resp, err := w.w.Next(w.ctx)
+		resp, err := next(w.ctx, w.w)
 		if err != nil {
 			_, err = explain("watching", w.s.subnetsDir(), err)
 			return nil, err
@@ -56,4 +56,24 @@ func (w *watcher) Next() ([]subnet.Event, error) {
 			return []subnet.Event{{Entry: entry(resp.Node, asked), Deleted: deleted}}, nil
 		}
 	}
+}
+
+// next is the watcher's next event. What the client makes of an answer without one
+// is a panic.
+func next(ctx context.Context, w client.Watcher) (resp *client.Response, err error) {
+	defer func() {
+		if recover() != nil {
+			err = client.ErrInvalidJSON
+		}
+	}()
+	return whole(w.Next(ctx))
+}
+
+// whole makes an error of an answer that has no key in it, as of something that is
+// not etcd.
+func whole(resp *client.Response, err error) (*client.Response, error) {
+	if err == nil && (resp == nil || resp.Node == nil) {
+		err = client.ErrInvalidJSON
+	}
+	return resp, err
 }
