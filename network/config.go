@@ -124,6 +124,7 @@ func (w *configWatch) run(ctx context.Context, store *subnet.Patient) error {
 		text, now, err := store.Config(ctx)
 		switch {
 		case errors.Is(err, subnet.ErrNotFound):
+			w.outside.Store(false)
 			w.say("the network config was deleted from the store; flanneld goes on with the one read at the start")
 		case err != nil:
 			return nil // ctx has ended
@@ -138,6 +139,7 @@ func (w *configWatch) run(ctx context.Context, store *subnet.Patient) error {
 func (w *configWatch) compare(text string) {
 	c, _, err := parseConfig(text)
 	if err != nil {
+		w.outside.Store(false)
 		w.say(fmt.Sprintf("the network config in the store was changed to one that cannot be used; flanneld goes on with the one read at the start: %v", err))
 		return
 	}

@@ -95,7 +95,7 @@ func (n node) join(ctx context.Context) error {
 
 	forHolder, forBackend := newLatest[[]*subnet.Lease](), newLatest[[]*subnet.Lease]()
 	n.group.Go(func() error {
-		return subnet.Follow(ctx, n.store, own.Subnet, seen, func(leases, lingering []*subnet.Lease) {
+		return subnet.Follow(ctx, n.store, own, seen, func(leases, lingering []*subnet.Lease) {
 			forHolder.put(leases)
 			forBackend.put(subnet.Merge(leases, lingering))
 		})
@@ -105,7 +105,7 @@ func (n node) join(ctx context.Context) error {
 	lease.written(own)
 	n.health.check(lease.problem)
 	n.group.Go(func() error {
-		h := subnet.Holder{Store: n.store, Lease: own, Margin: n.RenewMargin}
+		h := subnet.Holder{Store: n.store, Lease: own, Network: config.Network, Margin: n.RenewMargin}
 		h.Changed = func(l subnet.Lease) {
 			memory.keep(l)
 			lease.written(l)

@@ -47,7 +47,7 @@ func Acquire(ctx context.Context, store *Patient, config Config, own Attrs, last
 	a := acquisition{store: store, config: config, own: own, value: value, last: last, said: map[string]bool{}}
 	wait := store.chance.pauses(firstRetry)
 	for {
-		if seen, err = look(ctx, store); err != nil {
+		if seen, err = snapshot(ctx, store); err != nil {
 			return lease, seen, err
 		}
 		a.entries, seen.entries = seen.entries, nil // of no further use, and many
@@ -60,7 +60,7 @@ func Acquire(ctx context.Context, store *Patient, config Config, own Attrs, last
 			// what was removed on the way is to be left out: then what it has now counts,
 			// with the lease or without.
 			if a.removed || lease.Revision <= seen.revision {
-				seen, err = look(ctx, store)
+				seen, err = snapshot(ctx, store)
 				seen.entries = nil
 			} else {
 				seen.leases = with(seen.leases, &lease)
@@ -113,17 +113,26 @@ func (e noFreeSubnet) Error() string {
 		e.config.Subnets(), e.config.SubnetLen, e.config.SubnetMin.Addr(), e.config.SubnetMax.Addr(), e.config.Network)
 }
 
-// awaitFree waits until a lease may have gone since revision. Where that cannot
-// be watched, looking again now and then has to do.
+// awaitFree waits until a lease may have gone since revision, or been given to this
+// host. Where that cannot be watched, looking again now and then has to do.
 func (a *acquisition) awaitFree(ctx context.Context, revision uint64, wait pauses) error {
 	watching, stop := context.WithCancel(ctx)
 	defer stop()
 	for w := a.store.Watch(watching, revision); ; {
 		events, err := w.Next()
-		if err != nil || slices.ContainsFunc(events, func(e Event) bool { return e.Deleted }) {
+		if err != nil || slices.ContainsFunc(events, a.concerns) {
 			return sleep(ctx, wait.next()) // many may be waiting for one
 		}
 	}
+}
+
+// concerns reports whether an event may let a host have a subnet that waits for one.
+func (a *acquisition) concerns(e Event) bool {
+	if e.Deleted {
+		return true
+	}
+	l, err := e.Decode()
+	return err == nil && l.PublicIP == a.own.PublicIP
 }
 
 // once goes through the ways to get a lease, given the leases of this moment.
@@ -166,15 +175,36 @@ func (a *acquisition) mine(ctx context.Context, leases []*Lease) (mine *Lease, e
 		case l.PublicIP != a.own.PublicIP:
 		case !a.config.Fits(l.Subnet):
 			a.say("Removing this host's lease of %v, which is none of the network's subnets any more (%v)", l.Subnet, a.config)
-			if err := a.store.Delete(ctx, a.entry(l)); err != nil {
+			if err := a.remove(ctx, l); err != nil {
 				return nil, err
 			}
-			a.removed = true
+		case a.later(l, leases) != nil:
+			a.say("Removing this host's lease of %v, which overlaps an older one, of %v", l.Subnet, a.later(l, leases))
+			if err := a.remove(ctx, l); err != nil {
+				return nil, err
+			}
 		case better(l):
 			mine = l
 		}
 	}
 	return mine, nil
+}
+
+func (a *acquisition) remove(ctx context.Context, l *Lease) error {
+	a.removed = true
+	return a.store.Delete(ctx, a.entry(l))
+}
+
+// later is another host's lease that overlaps l and was there before it; nil if
+// there is none. There can be one where the length of the network's subnets was
+// changed, and hosts did not know of each other when they claimed theirs.
+func (a *acquisition) later(l *Lease, leases []*Lease) *Lease {
+	for _, other := range leases {
+		if other.PublicIP.IsValid() && other.PublicIP != a.own.PublicIP && other.Subnet.Overlaps(l.Subnet) && other.Revision < l.Revision {
+			return other
+		}
+	}
+	return nil
 }
 
 // again asks for the subnet this host had when it last ran. It returns the zero

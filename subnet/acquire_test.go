@@ -122,6 +122,12 @@ func TestAcquire(t *testing.T) {
 			if lease.Reserved() != test.reserved {
 				t.Errorf("reserved is %t", lease.Reserved())
 			}
+			for _, there := range test.there {
+				// What takes in the network is in nobody's way.
+				if p, err := subnet.ParseKey(there.key); err == nil && there.ip != ownIP && p != lease.Subnet && p.Bits() > 16 && p.Overlaps(lease.Subnet) {
+					t.Errorf("%v overlaps %v, which is another's", lease.Subnet, p)
+				}
+			}
 			if _, ok := store.Lease(test.gone); ok {
 				t.Errorf("%s is still there", test.gone)
 			}
@@ -207,6 +213,23 @@ func TestAcquireWaits(t *testing.T) {
 		began := time.Now()
 		if l := <-got; l.Subnet.String() != "10.1.0.32/28" || time.Since(began) > time.Second {
 			t.Errorf("it got %v after %v", l.Subnet, time.Since(began))
+		}
+	})
+}
+
+// An operator gives a waiting host the lease of one that is gone.
+func TestAcquireGiven(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := storetest.NewMemory()
+		c := config(t, `{"Network": "10.1.0.0/26", "SubnetLen": 28}`)
+		for _, key := range []string{"10.1.0.16-28", "10.1.0.32-28", "10.1.0.48-28"} {
+			store.Put(key, value(otherIP), 0)
+		}
+		time.AfterFunc(time.Hour, func() { store.Put("10.1.0.32-28", value(ownIP), 0) })
+		began := time.Now()
+		l, _, err := subnet.Acquire(t.Context(), patient(store, ownIP), c, attrs(ownIP), subnet.Remembered{})
+		if err != nil || l.Subnet.String() != "10.1.0.32/28" || time.Since(began) > time.Hour+time.Second {
+			t.Errorf("it got %v after %v, %v", l.Subnet, time.Since(began), err)
 		}
 	})
 }

@@ -18,9 +18,11 @@ const (
 	// still runs, claims it again, and traffic is not to stop for that moment.
 	linger = 500 * time.Millisecond
 	// grace is for how long it does when this host's own lease is gone too and more
-	// leases are gone than are left, and so the store has lost its data: by then
-	// every host has noticed and claimed its own again, see lastRetry.
-	grace = 10 * time.Second
+	// leases are gone than are left, and so the store has lost its data. By then
+	// every host has noticed and claimed its own again, unless it is cut off from
+	// the store for even longer. Until somebody else has it, a subnet that nobody
+	// claims does no harm.
+	grace = 5 * time.Minute
 	// gather is how long after one set the next may be published: many changes
 	// at once make few sets of many leases.
 	gather = 10 * time.Millisecond
@@ -49,8 +51,8 @@ const (
 // left out, with one warning each.
 //
 // It begins with what Acquire has seen when it got this host's own lease.
-func Follow(ctx context.Context, store *Patient, own netip.Prefix, seen Snapshot, publish func(leases, lingering []*Lease)) error {
-	f := follower{own: own, warned: warnings{}, publish: publish}
+func Follow(ctx context.Context, store *Patient, own Lease, seen Snapshot, publish func(leases, lingering []*Lease)) error {
+	f := follower{own: own.Subnet, ip: own.PublicIP, warned: warnings{}, publish: publish}
 	wait, calm := store.chance.pauses(firstRetry), store.chance.pauses(burst)
 	for failed := 0; ; {
 		f.list(seen)
@@ -80,7 +82,7 @@ func Follow(ctx context.Context, store *Patient, own netip.Prefix, seen Snapshot
 			return nil
 		}
 		var err error
-		if seen, err = look(ctx, store); err != nil {
+		if seen, err = snapshot(ctx, store); err != nil {
 			return nil // ctx has ended
 		}
 	}
@@ -89,6 +91,7 @@ func Follow(ctx context.Context, store *Patient, own netip.Prefix, seen Snapshot
 // follower is the state of Follow.
 type follower struct {
 	own     netip.Prefix
+	ip      netip.Addr // this host's
 	warned  warnings
 	publish func(leases, lingering []*Lease)
 
@@ -181,10 +184,11 @@ func (f *follower) list(fresh Snapshot) {
 			f.vanished(l)
 		}
 	}
-	f.lingering = slices.DeleteFunc(f.lingering, func(l lingerer) bool {
-		_, back := find(f.known, l.lease.Subnet)
-		return back
-	})
+	if len(f.lingering) > 0 {
+		for _, l := range f.known {
+			f.displace(l.Subnet)
+		}
+	}
 	if f.release(time.Now()) || changed {
 		f.tell()
 	}
@@ -208,9 +212,7 @@ func (f *follower) apply(events []Event) (changed bool) {
 		case !e.Deleted && err == nil:
 			changed = changed || !had || f.differs(f.known[i], &l)
 			f.known = with(f.known, &l)
-			if i, was := f.lingers(subnet); was {
-				f.lingering = slices.Delete(f.lingering, i, i+1)
-			}
+			f.displace(subnet)
 		case had:
 			changed = true
 			gone := f.known[i]
@@ -237,6 +239,19 @@ func (f *follower) vanished(l *Lease) {
 	if !f.lost.IsZero() && now.Sub(f.lost) < grace && len(f.lingering) > len(f.known) {
 		f.stay = now.Add(grace)
 	}
+}
+
+// displace lets go at once of what overlaps a lease that is there.
+func (f *follower) displace(subnet netip.Prefix) {
+	first, _ := f.lingers(subnet)
+	if first > 0 && f.lingering[first-1].lease.Subnet.Overlaps(subnet) {
+		first-- // a larger one, that begins before
+	}
+	last := first
+	for last < len(f.lingering) && f.lingering[last].lease.Subnet.Overlaps(subnet) {
+		last++
+	}
+	f.lingering = slices.Delete(f.lingering, first, last)
 }
 
 // lingers is where among those that linger a subnet's lease is, or would be.
@@ -297,7 +312,8 @@ func (w warnings) forgetAllBut(entries []unreadable) {
 
 // differs reports whether anything has changed that somebody acts on. Renewals,
 // of which there is one a day for each host, are of interest to nobody but the
-// lease's own holder, which is to know of all that happens to it.
+// lease's own holder, which is to know of all that happens to it, and of another
+// that bears its address.
 func (f *follower) differs(a, b *Lease) bool {
-	return a.Subnet != b.Subnet || !a.Attrs.Equal(b.Attrs) || a.Subnet == f.own && a.Revision != b.Revision
+	return a.Subnet != b.Subnet || !a.Attrs.Equal(b.Attrs) || (a.Subnet == f.own || a.PublicIP == f.ip) && a.Revision != b.Revision
 }

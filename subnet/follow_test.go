@@ -29,7 +29,7 @@ func TestFollow(t *testing.T) {
 		}
 		done := make(chan error)
 		go func() {
-			done <- subnet.Follow(ctx, patient, own.Subnet, seen, func(leases, lingering []*subnet.Lease) {
+			done <- subnet.Follow(ctx, patient, own, seen, func(leases, lingering []*subnet.Lease) {
 				var all []string
 				for _, l := range leases {
 					all = append(all, fmt.Sprintf("%v=%v", l.Subnet, l.PublicIP))
@@ -46,7 +46,7 @@ func TestFollow(t *testing.T) {
 			want []string // published by it
 		}{
 			{"start", synctest.Wait, []string{"10.1.7.0/24=172.30.0.12 10.1.9.0/24=172.30.0.120"}},
-			{"added", func() { store.Put("10.1.5.0-24", value(ownIP), time.Hour) }, []string{"10.1.5.0/24=172.30.0.11 10.1.7.0/24=172.30.0.12 10.1.9.0/24=172.30.0.120"}},
+			{"added", func() { store.Put("10.1.5.0-24", value(ownIP), 0) }, []string{"10.1.5.0/24=172.30.0.11 10.1.7.0/24=172.30.0.12 10.1.9.0/24=172.30.0.120"}},
 			{"changed", func() { store.Put("10.1.7.0-24", value(oldIP), 0) }, []string{"10.1.5.0/24=172.30.0.11 10.1.7.0/24=172.30.0.99 10.1.9.0/24=172.30.0.120"}},
 			{"unreadable value", func() { store.Put("10.1.7.0-24", "garbage", 0) }, []string{"10.1.5.0/24=172.30.0.11 10.1.9.0/24=172.30.0.120 (10.1.7.0/24)", "10.1.5.0/24=172.30.0.11 10.1.9.0/24=172.30.0.120"}},
 			{"unreadable key", func() { store.Put("10.1.8.1-24", value(oldIP), 0) }, nil},
@@ -82,7 +82,6 @@ func TestFollow(t *testing.T) {
 				store.SetDown(false)
 				time.Sleep(5 * time.Second)
 				store.Put("10.1.9.0-24", value(otherIP), 0)
-				time.Sleep(10 * time.Second)
 			}, []string{"(10.1.5.0/24)", "10.1.9.0/24=172.30.0.12 (10.1.5.0/24)", "10.1.9.0/24=172.30.0.12"}},
 			{"the store has lost its data, and all come back", func() {
 				store.Put("10.1.5.0-24", value(oldIP), 0)
@@ -112,17 +111,71 @@ func TestFollow(t *testing.T) {
 				store.Put("10.1.5.0-24", value(oldIP), 0)
 				store.Put("10.1.9.0-24", value(otherIP), 0)
 			}, []string{"10.1.9.0/24=172.30.0.12 (10.1.5.0/24)", "(10.1.5.0/24)", "10.1.5.0/24=172.30.0.99 10.1.9.0/24=172.30.0.12"}},
+			{"the store has lost its data, and subnets of other lengths come", func() {
+				store.Put("10.1.5.0-24", value(oldIP), 0)
+				store.Put("10.1.6.0-24", value(oldIP), 0)
+				synctest.Wait()
+				store.SetDown(true)
+				time.Sleep(time.Second)
+				for _, key := range []string{"10.1.5.0-24", "10.1.6.0-24", "10.1.9.0-24"} {
+					store.Remove(key)
+				}
+				store.SetDown(false)
+				time.Sleep(5 * time.Second)
+				store.Put("10.1.5.128-25", value(otherIP), 0)
+				time.Sleep(time.Second)
+				store.Put("10.1.6.0-23", value(otherIP), 0)
+				time.Sleep(time.Second)
+				store.Remove("10.1.5.128-25")
+				store.Remove("10.1.6.0-23")
+				store.Put("10.1.5.0-24", value(oldIP), 0)
+				store.Put("10.1.9.0-24", value(otherIP), 0)
+			}, []string{
+				"10.1.5.0/24=172.30.0.99 10.1.6.0/24=172.30.0.99 10.1.9.0/24=172.30.0.12",
+				"(10.1.5.0/24) (10.1.6.0/24)",
+				"10.1.5.128/25=172.30.0.12 (10.1.6.0/24)",
+				"10.1.5.128/25=172.30.0.12 10.1.6.0/23=172.30.0.12",
+				"10.1.5.0/24=172.30.0.99 10.1.9.0/24=172.30.0.12 (10.1.6.0/23)",
+				"10.1.5.0/24=172.30.0.99 10.1.9.0/24=172.30.0.12",
+			}},
 			{"removed for good", func() { store.Remove("10.1.5.0-24") }, []string{"10.1.9.0/24=172.30.0.12 (10.1.5.0/24)", "10.1.9.0/24=172.30.0.12"}},
 			{"all gone", func() { store.Remove("10.1.9.0-24") }, []string{""}},
 		} {
 			synctest.Wait()
 			step.do()
-			time.Sleep(10 * time.Second)
+			time.Sleep(6 * time.Minute)
 			synctest.Wait()
 			if !slices.Equal(sets, step.want) {
 				t.Errorf("%s: published %q, want %q", step.name, sets, step.want)
 			}
 			sets = nil
+		}
+		cancel()
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// That the own lease is gone is told after each gap: it may have been claimed again
+// and lost again since it was told before.
+func TestFollowTellsOfOwn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := storetest.NewMemory()
+		told := 0
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan error)
+		go func() {
+			done <- subnet.Follow(ctx, patient(store, ownIP), subnet.Lease{Subnet: netip.MustParsePrefix("10.1.9.0/24")}, subnet.Snapshot{}, func([]*subnet.Lease, []*subnet.Lease) { told++ })
+		}()
+		for i := range 5 {
+			time.Sleep(time.Minute)
+			if told != i+1 {
+				t.Errorf("told %d times of a lease that was not there after %d gaps", told, i)
+			}
+			store.SetDown(true)
+			time.Sleep(time.Minute)
+			store.SetDown(false)
 		}
 		cancel()
 		if err := <-done; err != nil {
@@ -152,7 +205,7 @@ func TestFollowBehind(t *testing.T) {
 		own := subnet.Lease{Subnet: netip.MustParsePrefix("10.1.9.0/24"), Attrs: attrs(ownIP)}
 		store.Put("10.1.9.0-24", value(ownIP), time.Hour)
 		go func() {
-			done <- subnet.Follow(ctx, patient(behind{store}, ownIP), own.Subnet, subnet.Snapshot{}, func(leases, _ []*subnet.Lease) {
+			done <- subnet.Follow(ctx, patient(behind{store}, ownIP), own, subnet.Snapshot{}, func(leases, _ []*subnet.Lease) {
 				last = time.Now()
 				sets <- len(leases)
 			})
@@ -189,7 +242,7 @@ func TestFollowUnwatchable(t *testing.T) {
 		done := make(chan error)
 		var latest int
 		go func() {
-			done <- subnet.Follow(ctx, patient(unwatchable{store}, ownIP), netip.MustParsePrefix("10.1.9.0/24"), subnet.Snapshot{}, func(leases, _ []*subnet.Lease) {
+			done <- subnet.Follow(ctx, patient(unwatchable{store}, ownIP), subnet.Lease{Subnet: netip.MustParsePrefix("10.1.9.0/24")}, subnet.Snapshot{}, func(leases, _ []*subnet.Lease) {
 				latest = len(leases)
 			})
 		}()
@@ -253,7 +306,7 @@ func TestFollowAcquired(t *testing.T) {
 			var sets []string
 			done := make(chan error)
 			go func() {
-				done <- subnet.Follow(ctx, patient, own.Subnet, seen, func(leases, _ []*subnet.Lease) {
+				done <- subnet.Follow(ctx, patient, own, seen, func(leases, _ []*subnet.Lease) {
 					var all []string
 					for _, l := range leases {
 						all = append(all, l.Subnet.String())

@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
 
 	"k8s.io/klog/v2"
+
+	"flanneld/pkg/prefix"
 )
 
 // LostError says that another host holds this host's subnet. There is nothing
@@ -19,8 +22,12 @@ type LostError struct {
 }
 
 func (e *LostError) Error() string {
-	return fmt.Sprintf("the subnet %v of this host (%v) is now leased by %v: stopping, to start again with another subnet",
-		e.Own.Subnet, e.Own.PublicIP, e.Holder.PublicIP)
+	as := ""
+	if e.Holder.Subnet.IsValid() && e.Holder.Subnet != e.Own.Subnet {
+		as = fmt.Sprintf(", which has %v", e.Holder.Subnet)
+	}
+	return fmt.Sprintf("the subnet %v of this host (%v) is now leased by %v%s: stopping, to start again with another subnet",
+		e.Own.Subnet, e.Own.PublicIP, e.Holder.PublicIP, as)
 }
 
 // Holder keeps one lease.
@@ -28,6 +35,8 @@ type Holder struct {
 	Store *Patient
 	// Lease is the one to keep, as Acquire returned it.
 	Lease Lease
+	// Network is the one that the subnet is of: what is outside is in nobody's way.
+	Network netip.Prefix
 	// Margin is how long before its end the lease is renewed.
 	Margin time.Duration
 	// Changed is called with the lease each time it is another in the store, but
@@ -53,6 +62,7 @@ func (h Holder) Run(ctx context.Context, leases <-chan []*Lease) error {
 	}
 	k := keeper{Holder: h, value: value}
 	k.seen = Entry{Key: FormatKey(h.Lease.Subnet), Value: value, Expires: h.Lease.Expires, Revision: h.Lease.Revision}
+	k.first = h.Lease.Revision
 	k.planRenewal()
 	alarm := time.NewTimer(0)
 	defer alarm.Stop()
@@ -63,9 +73,7 @@ func (h Holder) Run(ctx context.Context, leases <-chan []*Lease) error {
 		case <-ctx.Done():
 			return nil
 		case set := <-leases:
-			if i, there := find(set, k.Lease.Subnet); !there || set[i].Revision != k.seen.Revision || !set[i].Attrs.Equal(k.Lease.Attrs) {
-				err = k.settle(ctx, k.look)
-			}
+			err = k.compare(ctx, set)
 		case <-alarm.C:
 			k.calmDown()
 			if !time.Now().Before(k.due) {
@@ -89,6 +97,9 @@ type keeper struct {
 	due       time.Time // when the entry is to be written next
 	foreign   []time.Time
 	contested time.Time // when it was last said that the lease is contested; zero if it is not
+	vanished  time.Time // when it was last said that it was gone
+	first     uint64    // revision of the entry when this host made it or took it over
+	twin      netip.Prefix
 }
 
 const (
@@ -141,6 +152,57 @@ func (k *keeper) have(e Entry) {
 	}
 }
 
+// compare makes right what a set of all leases says of this host's.
+func (k *keeper) compare(ctx context.Context, set []*Lease) error {
+	own, twin := &Lease{}, netip.Prefix{}
+	for _, l := range set {
+		switch {
+		case l.Subnet == k.Lease.Subnet:
+			own = l
+		case l.PublicIP == k.Lease.PublicIP && l.Revision > k.first:
+			twin = l.Subnet
+		case l.PublicIP != k.Lease.PublicIP && l.Revision < k.first && l.Subnet.Overlaps(k.Lease.Subnet) && prefix.Contains(k.Network, l.Subnet):
+			// Of another length, as of another config, and claimed before this one.
+			return &LostError{Own: k.Lease, Holder: *l}
+		}
+	}
+	if own.Revision != k.seen.Revision || !own.Attrs.Equal(k.Lease.Attrs) {
+		return k.settle(ctx, k.look)
+	}
+	if twin == k.twin {
+		return nil
+	}
+	k.twin = twin
+	if !twin.IsValid() {
+		k.content()
+		return nil
+	}
+	// It was written since this host has its own: another host has the address too,
+	// and another subnet. It finds this one when the own lease is written.
+	k.contest(fmt.Errorf("the subnet %v is leased to the public IP %v of this host too, which has %v: if that is another host (a clone of this one?), "+
+		"give one of the two another address (--public-ip)", twin, k.Lease.PublicIP, k.Lease.Subnet))
+	return k.settle(ctx, k.write)
+}
+
+// contest says that another host takes the lease, or the address, for its own.
+func (k *keeper) contest(err error) {
+	text := err.Error()
+	klog.Error(strings.ToUpper(text[:1]) + text[1:])
+	if k.Contested != nil {
+		k.Contested(err)
+	}
+}
+
+// content says that none does any more, if that is so.
+func (k *keeper) content() {
+	if k.contested.IsZero() && !k.twin.IsValid() {
+		klog.Infof("The lease of %v is contested no longer", k.Lease.Subnet)
+		if k.Contested != nil {
+			k.Contested(nil)
+		}
+	}
+}
+
 // settle takes a step, and if somebody else was faster, looks again until the
 // entry is this host's lease.
 func (k *keeper) settle(ctx context.Context, step func(context.Context) error) error {
@@ -177,7 +239,11 @@ func (k *keeper) look(ctx context.Context) error {
 		if e, err = k.Store.Create(ctx, k.seen.Key, k.value, TTL); err != nil {
 			return err
 		}
-		klog.Warningf("The lease of %v was gone from the store; claimed it again", k.Lease.Subnet)
+		if now := time.Now(); now.Sub(k.vanished) >= sayAgain { // or somebody deletes it all the time
+			k.vanished = now
+			klog.Warningf("The lease of %v was gone from the store; claimed it again", k.Lease.Subnet)
+		}
+		k.first = e.Revision
 		k.have(e)
 		return nil
 	} else if err != nil {
@@ -229,11 +295,7 @@ func (k *keeper) mayAnswer(theirs string) bool {
 		err := fmt.Errorf("the lease of %v keeps changing hands: something else with the public IP %v writes it too, as %s; "+
 			"if that is another host (a clone of this one?), give one of the two another address (--public-ip); if it is a second flanneld on this host, stop one",
 			k.Lease.Subnet, k.Lease.PublicIP, theirs)
-		text := err.Error()
-		klog.Error(strings.ToUpper(text[:1]) + text[1:])
-		if k.Contested != nil {
-			k.Contested(err)
-		}
+		k.contest(err)
 	}
 	return len(k.foreign) == foreignWrites // for the other one to notice too
 }
@@ -270,8 +332,5 @@ func (k *keeper) calmDown() {
 		return
 	}
 	k.contested, k.foreign = time.Time{}, nil
-	klog.Infof("The lease of %v has not been written by anybody else for %v", k.Lease.Subnet, foreignSpan)
-	if k.Contested != nil {
-		k.Contested(nil)
-	}
+	k.content()
 }

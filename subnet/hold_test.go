@@ -3,6 +3,7 @@ package subnet_test
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -37,7 +38,7 @@ func hold(t *testing.T, ttl time.Duration, margin time.Duration) *held {
 	ctx, cancel := context.WithCancel(t.Context())
 	h.cancel = cancel
 	patient := patient(h.store, ownIP)
-	go subnet.Follow(ctx, patient, lease.Subnet, subnet.Snapshot{}, func(leases, _ []*subnet.Lease) {
+	go subnet.Follow(ctx, patient, lease, subnet.Snapshot{}, func(leases, _ []*subnet.Lease) {
 		select {
 		case h.sets <- leases:
 		case <-ctx.Done():
@@ -261,63 +262,159 @@ func TestHolderShortWhileContested(t *testing.T) {
 	})
 }
 
+// member is a host as it lives: it has acquired a lease, follows, and holds it.
+type member struct {
+	key       string
+	stop      context.CancelFunc
+	ended     chan error
+	contested error // as it was last told
+}
+
+func join(t *testing.T, store subnet.Store, ip, network string, last subnet.Remembered) *member {
+	t.Helper()
+	ctx, cancel := context.WithCancel(t.Context())
+	p, c := patient(store, ip), config(t, network)
+	own, seen, err := subnet.Acquire(ctx, p, c, attrs(ip), last)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := &member{key: subnet.FormatKey(own.Subnet), stop: cancel, ended: make(chan error, 1)}
+	sets := make(chan []*subnet.Lease, 1)
+	go subnet.Follow(ctx, p, own, seen, func(leases, _ []*subnet.Lease) {
+		select {
+		case <-sets:
+		default:
+		}
+		sets <- leases
+	})
+	h := subnet.Holder{Store: p, Lease: own, Network: c.Network, Margin: time.Hour, Contested: func(err error) { m.contested = err }}
+	go func() {
+		m.ended <- h.Run(ctx, sets)
+		cancel()
+	}()
+	return m
+}
+
+func (m *member) end(t *testing.T) {
+	t.Helper()
+	m.stop()
+	if err := <-m.ended; err != nil {
+		t.Error(err)
+	}
+}
+
 // Two hosts have one public IP, and so one value to write: both learn of it at
 // once, they do not write as fast as they can, and both learn when it is over.
 func TestHoldersCollide(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := storetest.NewMemory()
-		contested := make([]error, 2)
-		stop := make([]context.CancelFunc, 2)
-		ended := make(chan error, 2)
-		c := config(t, `{"Network": "10.1.0.0/16"}`)
-		var keys []string
-		for i := range 2 {
-			ctx, cancel := context.WithCancel(t.Context())
-			stop[i] = cancel
-			p := patient(store, ownIP)
-			own, seen, err := subnet.Acquire(ctx, p, c, attrs(ownIP), subnet.Remembered{})
-			if err != nil {
-				t.Fatal(err)
-			}
-			keys = append(keys, subnet.FormatKey(own.Subnet))
-			sets := make(chan []*subnet.Lease, 1)
-			go subnet.Follow(ctx, p, own.Subnet, seen, func(leases, _ []*subnet.Lease) {
-				select {
-				case <-sets:
-				default:
-				}
-				sets <- leases
-			})
-			h := subnet.Holder{Store: p, Lease: own, Margin: time.Hour, Contested: func(err error) { contested[i] = err }}
-			go func() { ended <- h.Run(ctx, sets) }()
-			time.Sleep(time.Hour) // the first is long at work when the second comes
-		}
-		if keys[0] != keys[1] {
-			t.Fatalf("they have %v", keys)
-		}
-		for i, err := range contested {
-			if err == nil || !strings.Contains(err.Error(), ownIP) {
-				t.Errorf("host %d: %v", i, err)
-			}
-		}
-		before, _ := store.Lease(keys[0])
+		one := join(t, store, ownIP, `{"Network": "10.1.0.0/16"}`, subnet.Remembered{})
 		time.Sleep(time.Hour)
-		after, _ := store.Lease(keys[0])
+		other := join(t, store, ownIP, `{"Network": "10.1.0.0/16"}`, subnet.Remembered{})
+		if one.key != other.key {
+			t.Fatalf("they have %s and %s", one.key, other.key)
+		}
+		time.Sleep(time.Second)
+		for _, m := range []*member{one, other} {
+			if m.contested == nil || !strings.Contains(m.contested.Error(), ownIP) {
+				t.Errorf("one was told %v", m.contested)
+			}
+		}
+		before, _ := store.Lease(one.key)
+		time.Sleep(time.Hour)
+		after, _ := store.Lease(one.key)
 		if n := after.Revision - before.Revision; n < 60 || n > 4*60 {
 			t.Errorf("they wrote the lease %d times in an hour", n)
 		}
-		stop[0]()
+		one.end(t)
 		time.Sleep(10 * time.Minute)
-		if contested[1] != nil {
-			t.Errorf("long after the other stopped: %v", contested[1])
+		if other.contested != nil {
+			t.Errorf("long after the other stopped: %v", other.contested)
 		}
-		stop[1]()
-		for range 2 {
-			if err := <-ended; err != nil {
-				t.Error(err)
-			}
-		}
+		other.end(t)
 	})
+}
+
+// Two hosts have one public IP, and found each other's lease too late to take it
+// for their own: each has a subnet, and both learn of it.
+func TestHoldersTwins(t *testing.T) {
+	for _, first := range []string{"10.1.5.0/24", "10.1.7.0/24"} {
+		synctest.Test(t, func(t *testing.T) {
+			store := storetest.NewMemory()
+			gone := storetest.NewMemory() // what the second saw: nothing
+			one := join(t, store, ownIP, `{"Network": "10.1.0.0/16"}`, subnet.Remembered{Subnet: netip.MustParsePrefix(first)})
+			other := join(t, &blind{Memory: store, first: gone}, ownIP, `{"Network": "10.1.0.0/16"}`, subnet.Remembered{Subnet: netip.MustParsePrefix("10.1.6.0/24")})
+			time.Sleep(time.Second)
+			for _, m := range []*member{one, other} {
+				if m.contested == nil || !strings.Contains(m.contested.Error(), ownIP) {
+					t.Errorf("%s was told %v", m.key, m.contested)
+				}
+			}
+			revision := func() uint64 {
+				a, _ := store.Lease(one.key)
+				b, _ := store.Lease(other.key)
+				return max(a.Revision, b.Revision)
+			}
+			before := revision()
+			time.Sleep(time.Hour)
+			if n := revision() - before; n > 4 {
+				t.Errorf("they wrote their leases %d times in an hour", n)
+			}
+			one.end(t)
+			store.Remove(one.key)
+			time.Sleep(time.Second)
+			if other.contested != nil {
+				t.Errorf("after the other's lease went: %v", other.contested)
+			}
+			other.end(t)
+		})
+	}
+}
+
+// blind is a store whose first list is another's, as of a moment before.
+type blind struct {
+	*storetest.Memory
+	first *storetest.Memory
+}
+
+func (b *blind) List(ctx context.Context) ([]subnet.Entry, uint64, error) {
+	if from := b.first; from != nil {
+		b.first = nil
+		return from.List(ctx)
+	}
+	return b.Memory.List(ctx)
+}
+
+// Subnets of two lengths overlap, because a config was changed and the hosts did
+// not know of each other: the one that came later stops, and gets another subnet.
+func TestHoldersOverlap(t *testing.T) {
+	const long, short = `{"Network": "10.1.0.0/16", "SubnetLen": 25}`, `{"Network": "10.1.0.0/16", "SubnetLen": 24}`
+	for _, test := range [][2]string{{long, short}, {short, long}} {
+		synctest.Test(t, func(t *testing.T) {
+			store := storetest.NewMemory()
+			store.Put("10.0.0.0-15", value("172.30.9.9"), 0) // outside, and in nobody's way
+			subnetOf := func(network string) subnet.Remembered {
+				return subnet.Remembered{Subnet: netip.PrefixFrom(netip.MustParseAddr("10.1.5.0"), config(t, network).SubnetLen)}
+			}
+			one := join(t, store, ownIP, test[0], subnetOf(test[0]))
+			late := &blind{Memory: store, first: storetest.NewMemory()}
+			other := join(t, late, otherIP, test[1], subnetOf(test[1]))
+			var lost *subnet.LostError
+			if err := <-other.ended; !errors.As(err, &lost) || lost.Holder.PublicIP.String() != ownIP {
+				t.Fatalf("the later one ended with %v", err)
+			}
+			again := join(t, store, otherIP, test[1], subnetOf(test[1]))
+			if again.key == other.key {
+				t.Errorf("it has %s again", again.key)
+			}
+			if _, there := store.Lease(other.key); there {
+				t.Errorf("%s is still leased", other.key)
+			}
+			time.Sleep(100 * 24 * time.Hour)
+			one.end(t)
+			again.end(t)
+		})
+	}
 }
 
 // An entry that was put back from a backup has a lower revision than the lease.

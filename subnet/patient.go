@@ -10,8 +10,13 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// sayAgain is how often an outage that goes on is mentioned in the log.
-const sayAgain = time.Minute
+const (
+	// sayAgain is how often an outage that goes on is mentioned in the log.
+	sayAgain = time.Minute
+	// lull is how long a store has to have worked for its next failure to be
+	// another outage, and not the same one still.
+	lull = 10 * time.Second
+)
 
 // Patient is a store that does not fail: each call is tried until it is answered
 // or its ctx ends, with back-off in between. What is left to the caller are the
@@ -29,10 +34,13 @@ type Patient struct {
 	store  Store
 	chance *chance
 
-	mu      sync.Mutex
-	waiting int       // calls that have failed and are still being tried
-	since   time.Time // when the outage began
-	said    time.Time // when it was last mentioned
+	mu       sync.Mutex
+	waiting  int       // calls that have failed and are still being tried
+	out      bool      // there is an outage
+	answered bool      // what had failed has been answered since
+	since    time.Time // when it began
+	said     time.Time // when it was last mentioned
+	over     time.Time // when the last one ended, unless another was mentioned since
 }
 
 // NewPatient makes a host, known by its address, patient with a store.
@@ -133,13 +141,12 @@ func (p *Patient) try(ctx context.Context, f func() error) error {
 	failed := false
 	for {
 		err := f()
+		answered := ctx.Err() == nil && answers(err)
 		if ctx.Err() != nil {
 			err = ctx.Err()
 		}
-		if ctx.Err() != nil || answers(err) {
-			if failed {
-				p.goesOn(ctx)
-			}
+		if answered || ctx.Err() != nil {
+			p.goesOn(failed, answered)
 			return err
 		}
 		p.waits(err, !failed)
@@ -156,24 +163,40 @@ func (p *Patient) waits(err error, first bool) {
 	if first {
 		p.waiting++
 	}
-	switch {
-	case first && p.waiting == 1:
-		p.since, p.said = now, now
-		klog.Warningf("Waiting for the store: %v", err)
-	case now.Sub(p.said) >= sayAgain:
-		p.said = now
+	if !p.out {
+		p.out = true
+		if p.over.IsZero() || now.Sub(p.over) >= lull {
+			p.since, p.said, p.over = now, now, time.Time{}
+			klog.Warningf("Waiting for the store: %v", err)
+		}
+	}
+	if now.Sub(p.said) >= sayAgain {
+		p.said, p.over = now, time.Time{}
 		klog.Warningf("Still waiting for the store, for %v by now: %v", now.Sub(p.since).Round(time.Second), err)
 	}
 }
 
-// goesOn notes that a call that had failed is over.
-func (p *Patient) goesOn(ctx context.Context) {
+// goesOn notes that a call is over, which may have failed before, because it was
+// answered or because nobody wants to know any more.
+func (p *Patient) goesOn(failed, answered bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.waiting--
-	if p.waiting == 0 && ctx.Err() == nil {
-		klog.Infof("The store works again, after %v", time.Since(p.since).Round(100*time.Millisecond))
+	if failed {
+		p.waiting--
 	}
+	if !p.out {
+		return
+	}
+	p.answered = p.answered || answered && (failed || p.waiting == 0)
+	if p.waiting > 0 || !p.answered {
+		return
+	}
+	now := time.Now()
+	p.out, p.answered = false, false
+	if p.over.IsZero() { // or the end was said before, and what came after was the same once more
+		klog.Infof("The store works again, after %v", now.Sub(p.since).Round(100*time.Millisecond))
+	}
+	p.over = now
 }
 
 // sleep waits for so long, or until ctx ends, which is its error.

@@ -85,6 +85,67 @@ func TestPatientWithReadOnly(t *testing.T) {
 	}
 }
 
+// The end of an outage is said also where nobody wants to know any more what was
+// asked in it.
+func TestPatientCancelled(t *testing.T) {
+	for _, order := range []string{"answered, cancelled", "cancelled, answered", "cancelled"} {
+		t.Run(order, func(t *testing.T) {
+			log := logged(t)
+			synctest.Test(t, func(t *testing.T) {
+				memory := storetest.NewMemory()
+				store := patient(memory, ownIP)
+				memory.SetDown(true)
+				ctx, cancel := context.WithCancel(t.Context())
+				var all sync.WaitGroup
+				if order != "cancelled" {
+					all.Go(func() { store.List(t.Context()) })
+				}
+				all.Go(func() { store.Config(ctx) })
+				time.Sleep(time.Minute / 2)
+				if order == "answered, cancelled" {
+					memory.SetDown(false)
+					time.Sleep(time.Second) // which of the two is answered is open
+				}
+				cancel()
+				synctest.Wait()
+				memory.SetDown(false)
+				all.Wait()
+				store.List(t.Context())
+			})
+			if begins, ends := strings.Count(log(), "Waiting for the store"), strings.Count(log(), "The store works again"); begins != 1 || ends != 1 {
+				t.Errorf("the log is\n%s", log())
+			}
+		})
+	}
+}
+
+// A store that fails every other time does not fill the log.
+func TestPatientWithFlapping(t *testing.T) {
+	log := logged(t)
+	const minutes = 10
+	synctest.Test(t, func(t *testing.T) {
+		memory := storetest.NewMemory()
+		store := patient(memory, ownIP)
+		for end := time.Now().Add(minutes * time.Minute); time.Now().Before(end); {
+			memory.SetDown(true)
+			time.AfterFunc(time.Second, func() { memory.SetDown(false) })
+			if _, _, err := store.List(t.Context()); err != nil {
+				t.Error(err)
+			}
+			time.Sleep(time.Second)
+		}
+		time.Sleep(time.Hour)
+		memory.SetDown(true)
+		time.AfterFunc(5*time.Second, func() { memory.SetDown(false) })
+		store.List(t.Context()) // which is an outage of its own
+	})
+	for text, most := range map[string]int{"Waiting for the store": 2, "Still waiting for the store": minutes, "The store works again": minutes + 2} {
+		if n := strings.Count(log(), text); n > most || n < 2 {
+			t.Errorf("%q is in the log %d times, want at most %d:\n%s", text, n, most, log())
+		}
+	}
+}
+
 // logged collects the log of a test, and returns what there is so far.
 func logged(t *testing.T) func() string {
 	var mu sync.Mutex

@@ -26,8 +26,8 @@ type unreadable struct {
 	err error
 }
 
-// look reads all leases there are.
-func look(ctx context.Context, store *Patient) (s Snapshot, err error) {
+// snapshot reads all leases there are.
+func snapshot(ctx context.Context, store *Patient) (s Snapshot, err error) {
 	entries, revision, err := store.List(ctx)
 	if err != nil {
 		return s, err

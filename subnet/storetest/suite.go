@@ -87,6 +87,11 @@ func Run(t *testing.T, make func(t *testing.T) (subnet.Store, Operator)) {
 		}
 		_, err = s.Update(ctx, a, "c", time.Hour)
 		is(t, "updating an old revision", err, subnet.ErrConflict)
+		again, err := s.Update(ctx, b, b.Value, 0)
+		must(t, err)
+		_, err = s.Update(ctx, b, "c", time.Hour)
+		is(t, "updating an old revision of the same value", err, subnet.ErrConflict)
+		b = again
 		otherwise := b
 		otherwise.Value = "of a time before the store lost its data"
 		_, err = s.Update(ctx, otherwise, "c", time.Hour)
