@@ -38,6 +38,10 @@ const (
 	mostSpread = 2 * time.Second
 	// failures is how many watches in a row may fail before it is said.
 	failures = 5
+	// relist is about how often all leases are listed although nothing is known to
+	// be wrong: a watch may have missed something and not know, as one on a member
+	// of etcd that has caught up by a snapshot.
+	relist = 6 * time.Hour
 )
 
 // Follow calls publish with the whole set of leases there are, in order of
@@ -57,7 +61,9 @@ func Follow(ctx context.Context, store *Patient, own Lease, seen Snapshot, publi
 	for failed := 0; ; {
 		f.list(seen)
 		began := time.Now()
-		ended := f.watch(ctx, store.Watch(ctx, seen.revision))
+		watching, stop := context.WithTimeout(ctx, store.chance.around(relist))
+		ended := f.watch(watching, store.Watch(watching, seen.revision))
+		stop()
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -65,6 +71,9 @@ func Follow(ctx context.Context, store *Patient, own Lease, seen Snapshot, publi
 		if time.Since(began) > lasting {
 			wait.Reset()
 			calm.Reset()
+			if failed >= failures {
+				klog.Info("The leases can be watched again")
+			}
 			failed = 0
 		}
 		var pause time.Duration

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
-	"strings"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -103,16 +101,6 @@ type keeper struct {
 }
 
 const (
-	// A lease that others write this often within foreignSpan is no accident:
-	// another host takes it for its own.
-	foreignWrites = 3
-	foreignSpan   = 5 * time.Minute
-	// foreignPause is for such a lease: two hosts that take turns at writing it
-	// must not do so as fast as they can.
-	foreignPause = 30 * time.Second
-	// contestedAgain is how often it is mentioned in the log.
-	contestedAgain = 10 * time.Minute
-
 	// leastRenewal is for a lease that somebody gave a shorter time than the
 	// margin: it is renewed soon, but not in an endless row of writes.
 	leastRenewal = time.Second
@@ -162,45 +150,15 @@ func (k *keeper) compare(ctx context.Context, set []*Lease) error {
 		case l.PublicIP == k.Lease.PublicIP && l.Revision > k.first:
 			twin = l.Subnet
 		case l.PublicIP != k.Lease.PublicIP && l.Revision < k.first && l.Subnet.Overlaps(k.Lease.Subnet) && prefix.Contains(k.Network, l.Subnet):
-			// Of another length, as of another config, and claimed before this one.
-			return &LostError{Own: k.Lease, Holder: *l}
+			if err := k.yield(ctx, l); err != nil {
+				return err
+			}
 		}
 	}
 	if own.Revision != k.seen.Revision || !own.Attrs.Equal(k.Lease.Attrs) {
 		return k.settle(ctx, k.look)
 	}
-	if twin == k.twin {
-		return nil
-	}
-	k.twin = twin
-	if !twin.IsValid() {
-		k.content()
-		return nil
-	}
-	// It was written since this host has its own: another host has the address too,
-	// and another subnet. It finds this one when the own lease is written.
-	k.contest(fmt.Errorf("the subnet %v is leased to the public IP %v of this host too, which has %v: if that is another host (a clone of this one?), "+
-		"give one of the two another address (--public-ip)", twin, k.Lease.PublicIP, k.Lease.Subnet))
-	return k.settle(ctx, k.write)
-}
-
-// contest says that another host takes the lease, or the address, for its own.
-func (k *keeper) contest(err error) {
-	text := err.Error()
-	klog.Error(strings.ToUpper(text[:1]) + text[1:])
-	if k.Contested != nil {
-		k.Contested(err)
-	}
-}
-
-// content says that none does any more, if that is so.
-func (k *keeper) content() {
-	if k.contested.IsZero() && !k.twin.IsValid() {
-		klog.Infof("The lease of %v is contested no longer", k.Lease.Subnet)
-		if k.Contested != nil {
-			k.Contested(nil)
-		}
-	}
+	return k.face(ctx, twin)
 }
 
 // settle takes a step, and if somebody else was faster, looks again until the
@@ -279,58 +237,10 @@ func (k *keeper) look(ctx context.Context) error {
 	return nil
 }
 
-// mayAnswer reports whether to write the lease again at once that somebody else
-// has written, which is how another host that takes it for its own learns of this
-// one. When it goes on, it says so, and then it is to be written later.
-func (k *keeper) mayAnswer(theirs string) bool {
-	now := time.Now()
-	k.foreign = slices.DeleteFunc(k.foreign, func(t time.Time) bool { return now.Sub(t) > foreignSpan })
-	k.foreign = append(k.foreign, now)
-	if len(k.foreign) < foreignWrites {
-		klog.Warningf("The lease of %v was written by somebody else, as %s; writing it again", k.Lease.Subnet, theirs)
-		return true
-	}
-	if k.contested.IsZero() || now.Sub(k.contested) > contestedAgain {
-		k.contested = now
-		err := fmt.Errorf("the lease of %v keeps changing hands: something else with the public IP %v writes it too, as %s; "+
-			"if that is another host (a clone of this one?), give one of the two another address (--public-ip); if it is a second flanneld on this host, stop one",
-			k.Lease.Subnet, k.Lease.PublicIP, theirs)
-		k.contest(err)
-	}
-	return len(k.foreign) == foreignWrites // for the other one to notice too
-}
-
 // lasts says for how long an entry does.
 func lasts(expires time.Time) string {
 	if expires.IsZero() {
 		return "for ever"
 	}
 	return "for " + time.Until(expires).Round(time.Second).String()
-}
-
-// brief makes a text fit into a line.
-func brief(text string) string {
-	const most = 200
-	text = strings.Join(strings.Fields(text), " ")
-	if len(text) > most {
-		text = strings.ToValidUTF8(text[:most], "") + "…"
-	}
-	return text
-}
-
-// calm is when the lease will have been left alone for long enough.
-func (k *keeper) calm() time.Time {
-	if len(k.foreign) == 0 {
-		return time.Time{}
-	}
-	return k.foreign[len(k.foreign)-1].Add(foreignSpan)
-}
-
-// calmDown notes that nobody else writes the lease any more, once that is so.
-func (k *keeper) calmDown() {
-	if k.contested.IsZero() || time.Now().Before(k.calm()) {
-		return
-	}
-	k.contested, k.foreign = time.Time{}, nil
-	k.content()
 }
