@@ -14,18 +14,31 @@ import (
 // host's address and on when it was made, and on nothing else: in fake time, a
 // test sees the same choices again. It is safe for concurrent use.
 type chance struct {
+	seed uint64
+
 	mu  sync.Mutex
 	gen *rand.Rand
 }
 
 func newChance(host netip.Addr) *chance {
-	a := host.As16()
-	seed := uint64(0)
-	for _, b := range a {
-		seed = seed*257 + uint64(b)
+	c := &chance{}
+	for _, b := range host.AsSlice() {
+		c.seed = c.seed*257 + uint64(b)
 	}
-	return &chance{gen: rand.New(rand.NewPCG(seed, uint64(time.Now().UnixNano())))}
+	return c.apart(0)
 }
+
+// apart is one for another part of the same host, so that the choices of one do
+// not depend on which of two parts comes first.
+func (c *chance) apart(part uint64) *chance {
+	return &chance{seed: c.seed, gen: rand.New(rand.NewPCG(c.seed+part<<48, uint64(time.Now().UnixNano())))}
+}
+
+// Parts of a host that make choices, beside Patient and Acquire.
+const (
+	following = iota + 1
+	holding
+)
 
 // below is a number from 0 up to but not including n, which must not be 0.
 func (c *chance) below(n uint64) uint64 {

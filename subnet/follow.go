@@ -57,11 +57,12 @@ const (
 // It begins with what Acquire has seen when it got this host's own lease.
 func Follow(ctx context.Context, store *Patient, own Lease, seen Snapshot, publish func(leases, lingering []*Lease)) error {
 	f := follower{own: own.Subnet, ip: own.PublicIP, warned: warnings{}, publish: publish}
-	wait, calm := store.chance.pauses(firstRetry), store.chance.pauses(burst)
+	chance := store.chance.apart(following)
+	wait, calm := chance.pauses(firstRetry), chance.pauses(burst)
 	for failed := 0; ; {
 		f.list(seen)
 		began := time.Now()
-		watching, stop := context.WithTimeout(ctx, store.chance.around(relist))
+		watching, stop := context.WithTimeout(ctx, chance.around(relist))
 		ended := f.watch(watching, store.Watch(watching, seen.revision))
 		stop()
 		if ctx.Err() != nil {
@@ -80,7 +81,7 @@ func Follow(ctx context.Context, store *Patient, own Lease, seen Snapshot, publi
 		if errors.Is(ended, ErrBehind) {
 			pause = calm.next() // a burst: most of it is over soon, and then one list has it all
 		} else {
-			pause = wait.next() + store.chance.around(min(time.Duration(len(f.known))*spread, mostSpread))
+			pause = wait.next() + chance.around(min(time.Duration(len(f.known))*spread, mostSpread))
 		}
 		if !errors.Is(ended, ErrBehind) && !errors.Is(ended, ErrWatchLost) {
 			if failed++; failed == failures {

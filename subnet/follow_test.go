@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -93,9 +94,10 @@ func TestFollow(t *testing.T) {
 				store.SetDown(false)
 				time.Sleep(5 * time.Second)
 				store.Put("10.1.5.0-24", value(oldIP), 0)
+				synctest.Wait() // the first of many changes is told at once, all others then together
 				store.Put("10.1.9.0-24", value(otherIP), 0)
 			}, []string{
-				"10.1.5.0/24=172.30.0.99 10.1.9.0/24=172.30.0.12", "(10.1.5.0/24)",
+				"10.1.5.0/24=172.30.0.99 10.1.9.0/24=172.30.0.12", "(10.1.5.0/24)", "10.1.5.0/24=172.30.0.99",
 				"10.1.5.0/24=172.30.0.99 10.1.9.0/24=172.30.0.12",
 			}},
 			{"removed, and back in a moment", func() {
@@ -109,12 +111,12 @@ func TestFollow(t *testing.T) {
 				store.Remove("10.1.9.0-24")
 				time.Sleep(9 * time.Second)
 				store.Put("10.1.5.0-24", value(oldIP), 0)
-				store.Put("10.1.9.0-24", value(otherIP), 0)
-			}, []string{"10.1.9.0/24=172.30.0.12 (10.1.5.0/24)", "(10.1.5.0/24)", "10.1.5.0/24=172.30.0.99 10.1.9.0/24=172.30.0.12"}},
-			{"the store has lost its data, and subnets of other lengths come", func() {
-				store.Put("10.1.5.0-24", value(oldIP), 0)
-				store.Put("10.1.6.0-24", value(oldIP), 0)
 				synctest.Wait()
+				store.Put("10.1.9.0-24", value(otherIP), 0)
+			}, []string{"10.1.9.0/24=172.30.0.12 (10.1.5.0/24)", "(10.1.5.0/24)", "10.1.5.0/24=172.30.0.99", "10.1.5.0/24=172.30.0.99 10.1.9.0/24=172.30.0.12"}},
+			{"the store has lost its data, and subnets of other lengths come", func() {
+				store.Put("10.1.6.0-24", value(oldIP), 0)
+				time.Sleep(time.Second)
 				store.SetDown(true)
 				time.Sleep(time.Second)
 				for _, key := range []string{"10.1.5.0-24", "10.1.6.0-24", "10.1.9.0-24"} {
@@ -127,6 +129,7 @@ func TestFollow(t *testing.T) {
 				store.Put("10.1.6.0-23", value(otherIP), 0)
 				time.Sleep(time.Second)
 				store.Remove("10.1.5.128-25")
+				synctest.Wait()
 				store.Remove("10.1.6.0-23")
 				store.Put("10.1.5.0-24", value(oldIP), 0)
 				store.Put("10.1.9.0-24", value(otherIP), 0)
@@ -135,6 +138,7 @@ func TestFollow(t *testing.T) {
 				"(10.1.5.0/24) (10.1.6.0/24)",
 				"10.1.5.128/25=172.30.0.12 (10.1.6.0/24)",
 				"10.1.5.128/25=172.30.0.12 10.1.6.0/23=172.30.0.12",
+				"10.1.6.0/23=172.30.0.12 (10.1.5.128/25)",
 				"10.1.5.0/24=172.30.0.99 10.1.9.0/24=172.30.0.12 (10.1.6.0/23)",
 				"10.1.5.0/24=172.30.0.99 10.1.9.0/24=172.30.0.12",
 			}},
@@ -162,16 +166,17 @@ func TestFollow(t *testing.T) {
 func TestFollowTellsOfOwn(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := storetest.NewMemory()
-		told := 0
+		var told atomic.Int32
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() {
-			done <- subnet.Follow(ctx, patient(store, ownIP), subnet.Lease{Subnet: netip.MustParsePrefix("10.1.9.0/24")}, subnet.Snapshot{}, func([]*subnet.Lease, []*subnet.Lease) { told++ })
+			done <- subnet.Follow(ctx, patient(store, ownIP), subnet.Lease{Subnet: netip.MustParsePrefix("10.1.9.0/24")}, subnet.Snapshot{}, func([]*subnet.Lease, []*subnet.Lease) { told.Add(1) })
 		}()
 		for i := range 5 {
 			time.Sleep(time.Minute)
-			if told != i+1 {
-				t.Errorf("told %d times of a lease that was not there after %d gaps", told, i)
+			synctest.Wait()
+			if n := int(told.Load()); n != i+1 {
+				t.Errorf("told %d times of a lease that was not there after %d gaps", n, i)
 			}
 			store.SetDown(true)
 			time.Sleep(time.Minute)
@@ -240,17 +245,18 @@ func TestFollowUnwatchable(t *testing.T) {
 		store := storetest.NewMemory()
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
-		var latest int
+		var latest atomic.Int32
 		go func() {
 			done <- subnet.Follow(ctx, patient(unwatchable{store}, ownIP), subnet.Lease{Subnet: netip.MustParsePrefix("10.1.9.0/24")}, subnet.Snapshot{}, func(leases, _ []*subnet.Lease) {
-				latest = len(leases)
+				latest.Store(int32(len(leases)))
 			})
 		}()
 		for i := range 20 {
 			store.Put(fmt.Sprintf("10.1.%d.0-24", 10+i), value(otherIP), 0)
 			time.Sleep(5 * time.Second)
-			if latest != i+1 {
-				t.Errorf("%d leases are known five seconds after there were %d", latest, i+1)
+			synctest.Wait()
+			if n := int(latest.Load()); n != i+1 {
+				t.Errorf("%d leases are known five seconds after there were %d", n, i+1)
 			}
 		}
 		calls := store.Calls()

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -58,7 +59,7 @@ func (h Holder) Run(ctx context.Context, leases <-chan []*Lease) error {
 	if err != nil {
 		return err
 	}
-	k := keeper{Holder: h, value: value}
+	k := keeper{Holder: h, value: value, chance: h.Store.chance.apart(holding)}
 	k.seen = Entry{Key: FormatKey(h.Lease.Subnet), Value: value, Expires: h.Lease.Expires, Revision: h.Lease.Revision}
 	k.first = h.Lease.Revision
 	k.planRenewal()
@@ -91,12 +92,13 @@ func (h Holder) Run(ctx context.Context, leases <-chan []*Lease) error {
 type keeper struct {
 	Holder    // its Lease is this host's as last seen
 	value     string
+	chance    *chance
 	seen      Entry     // as last seen in the store, whoever wrote it
 	due       time.Time // when the entry is to be written next
 	foreign   []time.Time
-	contested time.Time // when it was last said that the lease is contested; zero if it is not
-	vanished  time.Time // when it was last said that it was gone
-	first     uint64    // revision of the entry when this host made it or took it over
+	contested time.Time   // when it was last said that the lease is contested; zero if it is not
+	gone      []time.Time // when it was, of late
+	first     uint64      // revision of the entry when this host made it or took it over
 	twin      netip.Prefix
 }
 
@@ -104,7 +106,10 @@ const (
 	// leastRenewal is for a lease that somebody gave a shorter time than the
 	// margin: it is renewed soon, but not in an endless row of writes.
 	leastRenewal = time.Second
-	never        = 10 * 365 * 24 * time.Hour
+	// goneSaid is how often within foreignSpan it is said that the lease was gone,
+	// should somebody delete it all the time.
+	goneSaid = 10
+	never    = 10 * 365 * 24 * time.Hour
 )
 
 // planRenewal sets when the entry is to be renewed. Hosts that were started
@@ -118,7 +123,7 @@ func (k *keeper) planRenewal() {
 	wait := max(left-k.Margin, min(leastRenewal, left/2), 0)
 	spread := min(wait, k.Margin) / 10
 	if spread > 0 {
-		wait -= time.Duration(k.Store.chance.below(uint64(spread)))
+		wait -= time.Duration(k.chance.below(uint64(spread)))
 	}
 	k.due = time.Now().Add(wait)
 }
@@ -164,7 +169,7 @@ func (k *keeper) compare(ctx context.Context, set []*Lease) error {
 // settle takes a step, and if somebody else was faster, looks again until the
 // entry is this host's lease.
 func (k *keeper) settle(ctx context.Context, step func(context.Context) error) error {
-	for wait := k.Store.chance.pauses(firstRetry); ; step = k.look {
+	for wait := k.chance.pauses(firstRetry); ; step = k.look {
 		if err := step(ctx); !errors.Is(err, ErrNotFound) && !errors.Is(err, ErrConflict) {
 			return err
 		}
@@ -197,8 +202,9 @@ func (k *keeper) look(ctx context.Context) error {
 		if e, err = k.Store.Create(ctx, k.seen.Key, k.value, TTL); err != nil {
 			return err
 		}
-		if now := time.Now(); now.Sub(k.vanished) >= sayAgain { // or somebody deletes it all the time
-			k.vanished = now
+		now := time.Now()
+		k.gone = append(slices.DeleteFunc(k.gone, func(t time.Time) bool { return now.Sub(t) > foreignSpan }), now)
+		if len(k.gone) <= goneSaid {
 			klog.Warningf("The lease of %v was gone from the store; claimed it again", k.Lease.Subnet)
 		}
 		k.first = e.Revision
@@ -228,7 +234,7 @@ func (k *keeper) look(ctx context.Context) error {
 		return k.write(ctx)
 	}
 	// Later, but not later than was planned anyway.
-	if pause := time.Now().Add(k.Store.chance.around(foreignPause)); pause.Before(before) {
+	if pause := time.Now().Add(k.chance.around(foreignPause)); pause.Before(before) {
 		before = pause
 	}
 	if before.Before(k.due) {

@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -24,8 +27,17 @@ type held struct {
 	sets   chan []*subnet.Lease
 	ended  chan error
 	cancel context.CancelFunc
-	notes  []subnet.Lease
-	fights []error // what Contested was called with
+
+	mu     sync.Mutex
+	notes  []subnet.Lease // what Changed was called with
+	fights []error        // and Contested
+}
+
+// told is what the Holder's callbacks were called with.
+func (h *held) told() ([]subnet.Lease, []error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return slices.Clone(h.notes), slices.Clone(h.fights)
 }
 
 func hold(t *testing.T, ttl time.Duration, margin time.Duration) *held {
@@ -45,8 +57,16 @@ func hold(t *testing.T, ttl time.Duration, margin time.Duration) *held {
 		}
 	})
 	holder := subnet.Holder{Store: patient, Lease: lease, Margin: margin,
-		Changed:   func(l subnet.Lease) { h.notes = append(h.notes, l) },
-		Contested: func(err error) { h.fights = append(h.fights, err) },
+		Changed: func(l subnet.Lease) {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			h.notes = append(h.notes, l)
+		},
+		Contested: func(err error) {
+			h.mu.Lock()
+			defer h.mu.Unlock()
+			h.fights = append(h.fights, err)
+		},
 	}
 	go func() {
 		h.ended <- holder.Run(ctx, h.sets)
@@ -96,8 +116,9 @@ func TestHolderRenews(t *testing.T) {
 			if e.Revision == before.Revision || time.Until(e.Expires) < due {
 				t.Errorf("margin %v: not renewed, it has %v left", margin, time.Until(e.Expires))
 			}
-			if n := len(h.notes); n == 0 || h.notes[n-1].Revision != e.Revision {
-				t.Errorf("margin %v: Changed was last called with %v", margin, h.notes)
+			notes, _ := h.told()
+			if n := len(notes); n == 0 || notes[n-1].Revision != e.Revision {
+				t.Errorf("margin %v: Changed was last called with %v", margin, notes)
 			}
 			time.Sleep(10 * 24 * time.Hour)
 			if n, most := h.check(false).Revision-e.Revision, uint64(10*24*time.Hour/((subnet.TTL-margin)*9/10))+1; n > most {
@@ -185,12 +206,13 @@ func TestHolderReservation(t *testing.T) {
 			if h.check(true) != e {
 				t.Error("the reservation was written again")
 			}
-			if n := len(h.notes); h.notes[n-1].Revision != e.Revision || !h.notes[n-1].Reserved() {
-				t.Errorf("Changed was last called with %v", h.notes[n-1])
+			notes, _ := h.told()
+			if last := notes[len(notes)-1]; last.Revision != e.Revision || !last.Reserved() {
+				t.Errorf("Changed was last called with %v", last)
 			}
 		}
-		if len(h.fights) > 0 {
-			t.Errorf("Contested was called with %v", h.fights)
+		if _, fights := h.told(); len(fights) > 0 {
+			t.Errorf("Contested was called with %v", fights)
 		}
 		if err := h.stop(); err != nil {
 			t.Error(err)
@@ -251,7 +273,7 @@ func TestHolderShortWhileContested(t *testing.T) {
 				h.check(false) // which fails when it is gone
 			}
 		}
-		if len(h.fights) == 0 {
+		if _, fights := h.told(); len(fights) == 0 {
 			t.Error("nobody was told of the fight")
 		}
 		if err := h.stop(); err != nil {
@@ -265,7 +287,14 @@ type member struct {
 	key       string
 	stop      context.CancelFunc
 	ended     chan error
-	contested error // as it was last told
+	contested atomic.Pointer[error] // as it was last told
+}
+
+func (m *member) told() error {
+	if err := m.contested.Load(); err != nil {
+		return *err
+	}
+	return nil
 }
 
 func join(t *testing.T, store subnet.Store, ip, network string, last subnet.Remembered) *member {
@@ -285,7 +314,7 @@ func join(t *testing.T, store subnet.Store, ip, network string, last subnet.Reme
 		}
 		sets <- leases
 	})
-	h := subnet.Holder{Store: p, Lease: own, Network: c.Network, Margin: time.Hour, Contested: func(err error) { m.contested = err }}
+	h := subnet.Holder{Store: p, Lease: own, Network: c.Network, Margin: time.Hour, Contested: func(err error) { m.contested.Store(&err) }}
 	go func() {
 		m.ended <- h.Run(ctx, sets)
 		cancel()
@@ -313,9 +342,10 @@ func TestHoldersCollide(t *testing.T) {
 			t.Fatalf("they have %s and %s", one.key, other.key)
 		}
 		time.Sleep(time.Second)
+		synctest.Wait()
 		for _, m := range []*member{one, other} {
-			if m.contested == nil || !strings.Contains(m.contested.Error(), ownIP) {
-				t.Errorf("one was told %v", m.contested)
+			if err := m.told(); err == nil || !strings.Contains(err.Error(), ownIP) {
+				t.Errorf("one was told %v", err)
 			}
 		}
 		before, _ := store.Lease(one.key)
@@ -326,8 +356,9 @@ func TestHoldersCollide(t *testing.T) {
 		}
 		one.end(t)
 		time.Sleep(10 * time.Minute)
-		if other.contested != nil {
-			t.Errorf("long after the other stopped: %v", other.contested)
+		synctest.Wait()
+		if err := other.told(); err != nil {
+			t.Errorf("long after the other stopped: %v", err)
 		}
 		other.end(t)
 	})
@@ -343,9 +374,10 @@ func TestHoldersTwins(t *testing.T) {
 			one := join(t, store, ownIP, `{"Network": "10.1.0.0/16"}`, subnet.Remembered{Subnet: netip.MustParsePrefix(first)})
 			other := join(t, &blind{Memory: store, first: gone}, ownIP, `{"Network": "10.1.0.0/16"}`, subnet.Remembered{Subnet: netip.MustParsePrefix("10.1.6.0/24")})
 			time.Sleep(time.Second)
+			synctest.Wait()
 			for _, m := range []*member{one, other} {
-				if m.contested == nil || !strings.Contains(m.contested.Error(), ownIP) {
-					t.Errorf("%s was told %v", m.key, m.contested)
+				if err := m.told(); err == nil || !strings.Contains(err.Error(), ownIP) {
+					t.Errorf("%s was told %v", m.key, err)
 				}
 			}
 			revision := func() uint64 {
@@ -361,8 +393,9 @@ func TestHoldersTwins(t *testing.T) {
 			one.end(t)
 			store.Remove(one.key)
 			time.Sleep(time.Second)
-			if other.contested != nil {
-				t.Errorf("after the other's lease went: %v", other.contested)
+			synctest.Wait()
+			if err := other.told(); err != nil {
+				t.Errorf("after the other's lease went: %v", err)
 			}
 			other.end(t)
 		})
