@@ -30,6 +30,10 @@ func (r Remembered) was(l *Lease) bool {
 	return r.PublicIP.IsValid() && r.PublicIP == l.PublicIP && r.Subnet == l.Subnet && r.Revision == l.Revision
 }
 
+// lookAgain is about how often a host that waits for something to be written looks
+// for itself, as a watch may have missed it and not know.
+const lookAgain = 10 * time.Minute
+
 // conflictsBeforeList is after how many lost races for a free subnet the list
 // of leases is read again. Each lost race shows one subnet that is taken; a new
 // list shows all of them, but is long.
@@ -116,12 +120,17 @@ func (e noFreeSubnet) Error() string {
 // awaitFree waits until a lease may have gone since revision, or been given to this
 // host. Where that cannot be watched, looking again now and then has to do.
 func (a *acquisition) awaitFree(ctx context.Context, revision uint64, wait pauses) error {
-	watching, stop := context.WithCancel(ctx)
+	watching, stop := context.WithTimeout(ctx, a.store.chance.around(lookAgain))
 	defer stop()
 	for w := a.store.Watch(watching, revision); ; {
 		events, err := w.Next()
-		if err != nil || slices.ContainsFunc(events, a.concerns) {
-			return sleep(ctx, wait.next()) // many may be waiting for one
+		switch {
+		case watching.Err() != nil:
+			return ctx.Err() // nil when it is but time to look
+		case err != nil:
+			return sleep(ctx, wait.next())
+		case slices.ContainsFunc(events, a.concerns):
+			return sleep(ctx, a.store.chance.around(firstRetry)) // many may be waiting for one
 		}
 	}
 }
@@ -178,8 +187,8 @@ func (a *acquisition) mine(ctx context.Context, leases []*Lease) (mine *Lease, e
 			if err := a.remove(ctx, l); err != nil {
 				return nil, err
 			}
-		case a.later(l, leases) != nil:
-			a.say("Removing this host's lease of %v, which overlaps an older one, of %v", l.Subnet, a.later(l, leases))
+		case a.before(l, leases) != nil:
+			a.say("Removing this host's lease of %v, which overlaps one that was there before: %v", l.Subnet, a.before(l, leases))
 			if err := a.remove(ctx, l); err != nil {
 				return nil, err
 			}
@@ -195,12 +204,12 @@ func (a *acquisition) remove(ctx context.Context, l *Lease) error {
 	return a.store.Delete(ctx, a.entry(l))
 }
 
-// later is another host's lease that overlaps l and was there before it; nil if
+// before is another host's lease that overlaps l and was there before it; nil if
 // there is none. There can be one where the length of the network's subnets was
 // changed, and hosts did not know of each other when they claimed theirs.
-func (a *acquisition) later(l *Lease, leases []*Lease) *Lease {
+func (a *acquisition) before(l *Lease, leases []*Lease) *Lease {
 	for _, other := range leases {
-		if other.PublicIP.IsValid() && other.PublicIP != a.own.PublicIP && other.Subnet.Overlaps(l.Subnet) && other.Revision < l.Revision {
+		if other.PublicIP.IsValid() && other.PublicIP != a.own.PublicIP && other.Subnet.Overlaps(l.Subnet) && other.Created < l.Created {
 			return other
 		}
 	}
@@ -265,7 +274,7 @@ func (a *acquisition) create(ctx context.Context, subnet netip.Prefix) (Lease, e
 	if err != nil {
 		return Lease{}, err
 	}
-	return Lease{Subnet: subnet, Attrs: a.own, Expires: e.Expires, Revision: e.Revision}, nil
+	return Lease{Subnet: subnet, Attrs: a.own, Expires: e.Expires, Revision: e.Revision, Created: e.Created}, nil
 }
 
 func (a *acquisition) take(ctx context.Context, l *Lease) (Lease, error) {
@@ -273,7 +282,7 @@ func (a *acquisition) take(ctx context.Context, l *Lease) (Lease, error) {
 	if err != nil {
 		return Lease{}, err
 	}
-	return Lease{Subnet: l.Subnet, Attrs: a.own, Expires: e.Expires, Revision: e.Revision}, nil
+	return Lease{Subnet: l.Subnet, Attrs: a.own, Expires: e.Expires, Revision: e.Revision, Created: e.Created}, nil
 }
 
 // ttlOf is the TTL to write a lease with: none for what is reserved, so that it

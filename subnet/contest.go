@@ -28,7 +28,7 @@ const (
 // is still there that overlaps this host's and was claimed before it.
 func (k *keeper) yield(ctx context.Context, to *Lease) error {
 	e, err := k.Store.Get(ctx, FormatKey(to.Subnet))
-	if errors.Is(err, ErrNotFound) || err == nil && e.Revision != to.Revision {
+	if errors.Is(err, ErrNotFound) || err == nil && e.Created != to.Created {
 		return nil // there will be news of it
 	} else if err != nil {
 		return err
@@ -49,9 +49,13 @@ func (k *keeper) face(ctx context.Context, twin netip.Prefix) error {
 		k.content()
 		return nil
 	}
-	k.contest(fmt.Errorf("the subnet %v is leased to the public IP %v of this host too, which has %v: if that is another host (a clone of this one?), "+
-		"give one of the two another address (--public-ip)", twin, k.Lease.PublicIP, k.Lease.Subnet))
+	k.contest(k.twinError())
 	return k.settle(ctx, k.write)
+}
+
+func (k *keeper) twinError() error {
+	return fmt.Errorf("the subnet %v is leased to the public IP %v of this host too, which has %v: if that is another host (a clone of this one?), "+
+		"give one of the two another address (--public-ip)", k.twin, k.Lease.PublicIP, k.Lease.Subnet)
 }
 
 // contest says that another host takes the lease, or the address, for its own.
@@ -65,7 +69,10 @@ func (k *keeper) contest(err error) {
 
 // content says that none does any more, if that is so.
 func (k *keeper) content() {
-	if k.contested.IsZero() && !k.twin.IsValid() {
+	switch {
+	case k.twin.IsValid() && k.contested.IsZero() && k.Contested != nil:
+		k.Contested(k.twinError())
+	case k.contested.IsZero() && !k.twin.IsValid():
 		klog.Infof("The lease of %v is contested no longer", k.Lease.Subnet)
 		if k.Contested != nil {
 			k.Contested(nil)

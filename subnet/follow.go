@@ -253,15 +253,7 @@ func (f *follower) vanished(l *Lease) {
 
 // displace lets go at once of what overlaps a lease that is there.
 func (f *follower) displace(subnet netip.Prefix) {
-	first, _ := f.lingers(subnet)
-	if first > 0 && f.lingering[first-1].lease.Subnet.Overlaps(subnet) {
-		first-- // a larger one, that begins before
-	}
-	last := first
-	for last < len(f.lingering) && f.lingering[last].lease.Subnet.Overlaps(subnet) {
-		last++
-	}
-	f.lingering = slices.Delete(f.lingering, first, last)
+	f.lingering = slices.DeleteFunc(f.lingering, func(l lingerer) bool { return l.lease.Subnet.Overlaps(subnet) })
 }
 
 // lingers is where among those that linger a subnet's lease is, or would be.

@@ -60,7 +60,7 @@ func (h Holder) Run(ctx context.Context, leases <-chan []*Lease) error {
 		return err
 	}
 	k := keeper{Holder: h, value: value, chance: h.Store.chance.apart(holding)}
-	k.seen = Entry{Key: FormatKey(h.Lease.Subnet), Value: value, Expires: h.Lease.Expires, Revision: h.Lease.Revision}
+	k.seen = Entry{Key: FormatKey(h.Lease.Subnet), Value: value, Expires: h.Lease.Expires, Revision: h.Lease.Revision, Created: h.Lease.Created}
 	k.first = h.Lease.Revision
 	k.planRenewal()
 	alarm := time.NewTimer(0)
@@ -96,10 +96,11 @@ type keeper struct {
 	seen      Entry     // as last seen in the store, whoever wrote it
 	due       time.Time // when the entry is to be written next
 	foreign   []time.Time
-	contested time.Time   // when it was last said that the lease is contested; zero if it is not
-	gone      []time.Time // when it was, of late
-	first     uint64      // revision of the entry when this host made it or took it over
-	twin      netip.Prefix
+	contested time.Time    // when it was last said that the lease is contested; zero if it is not
+	gone      []time.Time  // when it was, of late
+	first     uint64       // revision of the entry when this host made it or took it over
+	twin      netip.Prefix // another subnet of another host with this host's address
+	reserved  netip.Prefix // another subnet that an operator wants this host to have
 }
 
 const (
@@ -136,9 +137,16 @@ func (k *keeper) next() time.Time {
 	return k.due
 }
 
+// saw takes an entry for what is in the store. One with a lower revision than
+// before is of a store that was put back from a backup.
+func (k *keeper) saw(e Entry) {
+	k.seen, k.first = e, min(k.first, e.Revision)
+}
+
 // have takes an entry for this host's lease.
 func (k *keeper) have(e Entry) {
-	k.seen, k.Lease.Expires, k.Lease.Revision = e, e.Expires, e.Revision
+	k.saw(e)
+	k.Lease.Expires, k.Lease.Revision, k.Lease.Created = e.Expires, e.Revision, e.Created
 	k.planRenewal()
 	if k.Changed != nil {
 		k.Changed(k.Lease)
@@ -147,14 +155,16 @@ func (k *keeper) have(e Entry) {
 
 // compare makes right what a set of all leases says of this host's.
 func (k *keeper) compare(ctx context.Context, set []*Lease) error {
-	own, twin := &Lease{}, netip.Prefix{}
+	own, twin, reserved := &Lease{}, netip.Prefix{}, netip.Prefix{}
 	for _, l := range set {
 		switch {
 		case l.Subnet == k.Lease.Subnet:
 			own = l
+		case l.PublicIP == k.Lease.PublicIP && l.Reserved():
+			reserved = l.Subnet
 		case l.PublicIP == k.Lease.PublicIP && l.Revision > k.first:
 			twin = l.Subnet
-		case l.PublicIP != k.Lease.PublicIP && l.Revision < k.first && l.Subnet.Overlaps(k.Lease.Subnet) && prefix.Contains(k.Network, l.Subnet):
+		case l.PublicIP != k.Lease.PublicIP && l.Created < k.seen.Created && l.Subnet.Overlaps(k.Lease.Subnet) && prefix.Contains(k.Network, l.Subnet):
 			if err := k.yield(ctx, l); err != nil {
 				return err
 			}
@@ -162,6 +172,11 @@ func (k *keeper) compare(ctx context.Context, set []*Lease) error {
 	}
 	if own.Revision != k.seen.Revision || !own.Attrs.Equal(k.Lease.Attrs) {
 		return k.settle(ctx, k.look)
+	}
+	if reserved != k.reserved {
+		if k.reserved = reserved; reserved.IsValid() {
+			klog.Infof("The subnet %v is reserved for this host, which takes it when flanneld is restarted", reserved)
+		}
 	}
 	return k.face(ctx, twin)
 }
@@ -228,7 +243,7 @@ func (k *keeper) look(ctx context.Context) error {
 		return nil
 	}
 	before := k.due
-	k.seen = e
+	k.saw(e)
 	k.planRenewal()
 	if k.mayAnswer(brief(e.Value)) {
 		return k.write(ctx)

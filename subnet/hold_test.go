@@ -402,6 +402,97 @@ func TestHoldersTwins(t *testing.T) {
 	}
 }
 
+// An older lease with the host's address, and a reservation that an operator makes
+// for it, are no other host.
+func TestHoldersNoTwins(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := storetest.NewMemory()
+		store.Put("10.1.3.0-24", value(ownIP), 48*time.Hour) // of an earlier life
+		m := join(t, store, ownIP, `{"Network": "10.1.0.0/16"}`, subnet.Remembered{})
+		store.Put("10.1.5.0-24", value(ownIP), 48*time.Hour)
+		m.end(t)
+		m = join(t, store, ownIP, `{"Network": "10.1.0.0/16"}`, subnet.Remembered{Subnet: netip.MustParsePrefix("10.1.5.0/24")})
+		time.Sleep(time.Hour)
+		store.Put("10.1.9.0-24", value(ownIP), 0)
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if err := m.told(); err != nil || m.key != "10.1.5.0-24" {
+			t.Errorf("%s was told %v", m.key, err)
+		}
+		m.end(t)
+		if m = join(t, store, ownIP, `{"Network": "10.1.0.0/16"}`, subnet.Remembered{}); m.key != "10.1.9.0-24" {
+			t.Errorf("after a restart it has %s, and not what is reserved for it", m.key)
+		}
+		m.end(t)
+	})
+}
+
+// Which of two that overlap was there before is told by when they were claimed, and
+// not by when they were renewed, or a host that is restarted would lose to a late
+// one.
+func TestHoldersOverlapOverRestart(t *testing.T) {
+	for _, wait := range []time.Duration{time.Minute, 30 * time.Hour} {
+		synctest.Test(t, func(t *testing.T) {
+			store := storetest.NewMemory()
+			const network = `{"Network": "10.1.0.0/16"}`
+			five := subnet.Remembered{Subnet: netip.MustParsePrefix("10.1.5.0/24")}
+			m := join(t, store, ownIP, network, five)
+			store.Put("10.1.4.0-22", value(otherIP), 0)
+			time.Sleep(wait)
+			m.end(t)
+			m = join(t, store, ownIP, network, five)
+			time.Sleep(30 * time.Hour)
+			m.end(t)
+			if m.key != "10.1.5.0-24" {
+				t.Errorf("after %v and a restart it has %s", wait, m.key)
+			}
+		})
+	}
+}
+
+// deaf is a store whose watches say nothing, and do not end.
+type deaf struct{ *storetest.Memory }
+
+func (d deaf) Watch(ctx context.Context, _ uint64) subnet.Watcher { return deafWatcher{ctx} }
+
+func (d deaf) AwaitConfig(ctx context.Context, _ uint64) error {
+	<-ctx.Done()
+	return ctx.Err()
+}
+
+type deafWatcher struct{ ctx context.Context }
+
+func (d deafWatcher) Next() ([]subnet.Event, error) {
+	<-d.ctx.Done()
+	return nil, d.ctx.Err()
+}
+
+// What a watch has missed is found all the same, though late.
+func TestDeafWatches(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := storetest.NewMemory()
+		m := join(t, deaf{store}, ownIP, `{"Network": "10.1.0.0/28", "SubnetLen": 30, "SubnetMin": "10.1.0.4", "SubnetMax": "10.1.0.4"}`, subnet.Remembered{})
+		time.Sleep(time.Second)
+		store.Remove(m.key)
+		time.Sleep(10 * time.Hour)
+		if _, there := store.Lease(m.key); !there {
+			t.Error("its own lease is gone for ten hours")
+		}
+		m.end(t)
+		time.AfterFunc(time.Hour, func() { store.Remove(m.key) })
+		began := time.Now()
+		late := join(t, deaf{store}, otherIP, `{"Network": "10.1.0.0/28", "SubnetLen": 30, "SubnetMin": "10.1.0.4", "SubnetMax": "10.1.0.4"}`, subnet.Remembered{})
+		if took := time.Since(began); took > 80*time.Minute {
+			t.Errorf("it took %v to find a subnet that was free after an hour", took)
+		}
+		late.end(t)
+		began = time.Now()
+		if err := patient(deaf{store}, ownIP).AwaitConfig(t.Context(), 0); err != nil || time.Since(began) > 20*time.Minute {
+			t.Errorf("it waited %v for the config, %v", time.Since(began), err)
+		}
+	})
+}
+
 // blind is a store whose first list is another's, as of a moment before.
 type blind struct {
 	*storetest.Memory

@@ -43,6 +43,9 @@ type Lease struct {
 	// Revision is the store's version of the entry. A write that names it
 	// succeeds only while nobody else has written the entry since.
 	Revision uint64
+	// Created is the Revision of when the lease was claimed. Taking it over or
+	// renewing it leaves that as it is.
+	Created uint64
 }
 
 // Reserved reports whether the lease is an operator's reservation: one without

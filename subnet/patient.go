@@ -41,6 +41,7 @@ type Patient struct {
 	since    time.Time // when it began
 	said     time.Time // when it was last mentioned
 	over     time.Time // when the last one ended, unless another was mentioned since
+	left     time.Time // when the last call that waited was given up
 }
 
 // NewPatient makes a host, known by its address, patient with a store.
@@ -60,7 +61,11 @@ func (p *Patient) Config(ctx context.Context) (value string, revision uint64, er
 // AwaitConfig waits until the config may have been written or deleted since
 // revision, or ctx ends, which alone is an error.
 func (p *Patient) AwaitConfig(ctx context.Context, revision uint64) error {
-	if err := p.store.AwaitConfig(ctx, revision); err != nil {
+	watching, stop := context.WithTimeout(ctx, p.chance.around(lookAgain))
+	defer stop()
+	if err := p.store.AwaitConfig(watching, revision); err != nil && watching.Err() != nil {
+		return ctx.Err() // nil when it is but time to look
+	} else if err != nil {
 		// The caller reads the config again, with all patience; but not in a
 		// busy loop, should only watching fail.
 		return sleep(ctx, p.chance.around(lastRetry))
@@ -163,6 +168,9 @@ func (p *Patient) waits(err error, first bool) {
 	if first {
 		p.waiting++
 	}
+	if p.out && p.waiting == 1 && first && now.Sub(p.left) >= lull {
+		p.out, p.over = false, time.Time{} // nobody knows what has been since
+	}
 	if !p.out {
 		p.out = true
 		if p.over.IsZero() || now.Sub(p.over) >= lull {
@@ -183,6 +191,7 @@ func (p *Patient) goesOn(failed, answered bool) {
 	defer p.mu.Unlock()
 	if failed {
 		p.waiting--
+		p.left = time.Now()
 	}
 	if !p.out {
 		return

@@ -32,6 +32,8 @@ type Entry struct {
 	Expires time.Time
 	// Revision is the store's version of the entry.
 	Revision uint64
+	// Created is the Revision it had when it was created, which an Update leaves.
+	Created uint64
 }
 
 // Decode reads an entry.
@@ -44,7 +46,7 @@ func (e Entry) Decode() (Lease, error) {
 	if err != nil {
 		return Lease{}, err
 	}
-	return Lease{Subnet: subnet, Attrs: attrs, Expires: e.Expires, Revision: e.Revision}, nil
+	return Lease{Subnet: subnet, Attrs: attrs, Expires: e.Expires, Revision: e.Revision, Created: e.Created}, nil
 }
 
 // Event is one change to a lease. Of a deleted one only the Key counts.

@@ -59,7 +59,8 @@ var _ subnet.Store = (*Store)(nil)
 // New makes a Store without asking etcd anything yet. Its errors are about the
 // options: a URL or TLS file that cannot be used.
 func New(o Options) (*Store, error) {
-	m, err := newMembers(transport.TLSInfo{TrustedCAFile: o.CAFile, CertFile: o.CertFile, KeyFile: o.KeyFile})
+	prefix := path.Join("/", o.Prefix)
+	m, err := newMembers(transport.TLSInfo{TrustedCAFile: o.CAFile, CertFile: o.CertFile, KeyFile: o.KeyFile}, path.Join(prefix, "config"))
 	if err != nil {
 		return nil, fmt.Errorf("setting up TLS to etcd with the files given: %w", err)
 	}
@@ -70,7 +71,7 @@ func New(o Options) (*Store, error) {
 		}
 		return client.NewKeysAPI(c), nil
 	}
-	s := &Store{members: m, prefix: path.Join("/", o.Prefix), single: map[string]client.KeysAPI{}}
+	s := &Store{members: m, prefix: prefix, single: map[string]client.KeysAPI{}}
 	if s.keys, err = keys(o.Endpoints...); err != nil {
 		return nil, err
 	}
@@ -87,13 +88,12 @@ func New(o Options) (*Store, error) {
 }
 
 // here is for requests that one member is to carry out by itself: the one that has
-// last answered for the whole cluster, which therefore knows of all that was seen.
-// asked is when it was asked; zero if none has answered yet.
-func (s *Store) here() (keys client.KeysAPI, asked time.Time) {
+// last answered for the whole cluster, and therefore knows of all that was seen.
+func (s *Store) here() (keys client.KeysAPI, last answered) {
 	if a := s.members.latest.Load(); a != nil && s.single[a.root] != nil {
-		return s.single[a.root], a.at
+		return s.single[a.root], *a
 	}
-	return s.keys, time.Time{}
+	return s.keys, answered{}
 }
 
 func (s *Store) configKey() string        { return path.Join(s.prefix, "config") }
@@ -127,21 +127,13 @@ const freshEnough = 3 * time.Second
 
 // List implements subnet.Store.
 func (s *Store) List(ctx context.Context) ([]subnet.Entry, uint64, error) {
-	if _, asked := s.here(); time.Since(asked) > freshEnough {
-		_, err := s.keys.Get(ctx, s.configKey(), &client.GetOptions{Quorum: true})
-		if _, err = explain("reading", s.configKey(), err); err != nil && !errors.Is(err, subnet.ErrNotFound) {
-			return nil, 0, err
-		}
-	}
 	began := time.Now()
-	keys, _ := s.here()
-	resp, err := whole(keys.Get(ctx, s.subnetsDir(), &client.GetOptions{Recursive: true}))
+	resp, err := s.list(ctx)
 	if err != nil {
 		index, err := explain("listing", s.subnetsDir(), err)
 		if errors.Is(err, subnet.ErrNotFound) {
 			return nil, index, nil // nobody has leased anything yet
 		}
-		s.members.latest.Store(nil) // whoever that was
 		return nil, 0, err
 	}
 	entries := make([]subnet.Entry, 0, len(resp.Node.Nodes))
@@ -150,6 +142,35 @@ func (s *Store) List(ctx context.Context) ([]subnet.Entry, uint64, error) {
 	}
 	s.listed.Store(int64(len(entries)))
 	return entries, resp.Index, nil
+}
+
+// list lists from one member, if there is one that is part of the cluster and has
+// what was seen; otherwise, as where one endpoint stands for several members, the
+// cluster has to do it.
+func (s *Store) list(ctx context.Context) (*client.Response, error) {
+	keys, last := s.here()
+	if time.Since(last.at) > freshEnough {
+		_, err := s.keys.Get(ctx, s.configKey(), &client.GetOptions{Quorum: true})
+		if _, explained := explain("reading", s.configKey(), err); explained != nil && !errors.Is(explained, subnet.ErrNotFound) {
+			return nil, err
+		}
+		keys, last = s.here()
+	}
+	if last.root != "" {
+		resp, err := whole(keys.Get(ctx, s.subnetsDir(), &client.GetOptions{Recursive: true}))
+		var answer client.Error
+		index, said := uint64(0), errors.As(err, &answer)
+		if said {
+			index = answer.Index
+		} else if err == nil {
+			index = resp.Index
+		}
+		if (said || err == nil) && index >= last.index || ctx.Err() != nil {
+			return resp, err
+		}
+		s.members.latest.Store(nil)
+	}
+	return whole(s.keys.Get(ctx, s.subnetsDir(), &client.GetOptions{Recursive: true, Quorum: true}))
 }
 
 // Get implements subnet.Store.
@@ -192,8 +213,11 @@ func (s *Store) set(ctx context.Context, key, value string, opts *client.SetOpti
 	if errors.Is(err, subnet.ErrConflict) && s.members.failed.Load() != failed {
 		// The client has tried a second member when the first gave no answer, which
 		// may have made the write all the same.
-		if there, gerr := s.Get(ctx, key); gerr == nil && there.Value == value {
+		there, gerr := s.Get(ctx, key)
+		if gerr == nil && there.Value == value {
 			return there, nil
+		} else if gerr != nil && !errors.Is(gerr, subnet.ErrNotFound) {
+			return subnet.Entry{}, gerr // and so whoever asked does not know either
 		}
 	}
 	return subnet.Entry{}, err
@@ -212,7 +236,7 @@ func (s *Store) Delete(ctx context.Context, old subnet.Entry) error {
 // entry reads a node of an answer to what was asked then. The time it expires is
 // counted from that moment, as the clock of the member need not agree with ours.
 func entry(n *client.Node, asked time.Time) subnet.Entry {
-	e := subnet.Entry{Key: path.Base(n.Key), Value: n.Value, Revision: n.ModifiedIndex}
+	e := subnet.Entry{Key: path.Base(n.Key), Value: n.Value, Revision: n.ModifiedIndex, Created: n.CreatedIndex}
 	if n.Expiration != nil {
 		e.Expires = asked.Add(time.Duration(n.TTL) * time.Second)
 	}

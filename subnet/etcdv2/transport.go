@@ -55,6 +55,8 @@ type members struct {
 	failed atomic.Int64 // writes without an answer
 	pace   pace
 
+	config string // key that every user of the network may read
+
 	mu    sync.Mutex
 	alive map[string]time.Time // when a member last knew a leader, by root
 }
@@ -62,11 +64,12 @@ type members struct {
 // answered is an answer that took the whole cluster: the member that gave it has
 // all that was there when it was asked.
 type answered struct {
-	root string
-	at   time.Time
+	root  string
+	at    time.Time // when it was asked
+	index uint64    // how far etcd was then
 }
 
-func newMembers(files transport.TLSInfo) (*members, error) {
+func newMembers(files transport.TLSInfo, config string) (*members, error) {
 	tr, err := transport.NewTransport(files, dialTimeout) // reads the files, so that what is wrong with them shows at once
 	if err != nil {
 		return nil, err
@@ -82,7 +85,7 @@ func newMembers(files transport.TLSInfo) (*members, error) {
 		}
 		return (&tls.Dialer{NetDialer: dialer, Config: config}).DialContext(ctx, network, addr)
 	}
-	return &members{http: tr, alive: map[string]time.Time{}}, nil
+	return &members{http: tr, config: config, alive: map[string]time.Time{}}, nil
 }
 
 // CancelRequest is what the client asks a transport to have, and never calls.
@@ -107,7 +110,9 @@ func (m *members) RoundTrip(req *http.Request) (*http.Response, error) {
 	} else {
 		b.patience = m.patience()
 		b.late = time.AfterFunc(b.patience, func() {
-			m.late.Add(1)
+			if b.patience == m.patience() { // of many at once, one counts
+				m.late.Add(1)
+			}
 			cancel(fmt.Errorf("%s has not answered within %v", root, b.patience))
 		})
 	}
@@ -122,7 +127,7 @@ func (m *members) RoundTrip(req *http.Request) (*http.Response, error) {
 		}
 		err = b.why(err)
 		b.end()
-		if req.Method != http.MethodGet {
+		if req.Method != http.MethodGet && !dialing(err) {
 			m.failed.Add(1)
 		}
 		return nil, err
@@ -131,11 +136,29 @@ func (m *members) RoundTrip(req *http.Request) (*http.Response, error) {
 		m.late.Store(0)
 	}
 	if req.Method != http.MethodGet || query.Get("quorum") == "true" {
-		m.latest.Store(&answered{root, began})
-		m.pace.note(root, time.Since(began))
+		m.took(root, began, resp)
 	}
 	b.ReadCloser, resp.Body = resp.Body, b
 	return resp, nil
+}
+
+// took takes note of an answer to what the whole cluster had to do. One without an
+// index is of something else on the way, or of a member that refused to ask.
+func (m *members) took(root string, began time.Time, resp *http.Response) {
+	index, err := strconv.ParseUint(resp.Header.Get("X-Etcd-Index"), 10, 64)
+	if err != nil {
+		return
+	}
+	m.pace.note(root, time.Since(began))
+	if last := m.latest.Load(); last == nil || last.at.Before(began) {
+		m.latest.Store(&answered{root, began, index})
+	}
+}
+
+// dialing reports whether a request has failed before it was sent.
+func dialing(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "dial"
 }
 
 // patience is how long to wait for an answer now.
@@ -146,9 +169,8 @@ func (m *members) patience() time.Duration {
 // answer makes an error of an answer that says that the member failed.
 func (m *members) answer(root string, req *http.Request) (*http.Response, error) {
 	resp, err := m.http.RoundTrip(req)
-	var dial *net.OpError
 	switch {
-	case errors.As(err, &dial) && dial.Op == "dial":
+	case dialing(err):
 		return nil, err // names the member
 	case err != nil:
 		return nil, fmt.Errorf("%s: %w", root, err)
@@ -235,42 +257,54 @@ func (m *members) knownAlive(root string) bool {
 	return time.Since(m.alive[root]) < checkEvery/2
 }
 
-var errLate = fmt.Errorf("has not answered within %v", answerTimeout)
+var errLate = errors.New("has not answered")
 
-// ask asks a member who the leader is, which costs it nothing; or, when it was slow
+// ask asks a member who the leader is, which costs it nothing; and, when it was slow
 // of late, something that the whole cluster has to do, to find out whether it still
 // is. An answer that is none of etcd's, as of a gateway that lets only the keys
 // through, tells nothing.
 func (m *members) ask(ctx context.Context, root, authorization string) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, answerTimeout, fmt.Errorf("%s %w", root, errLate))
-	defer cancel()
-	what, slow := "/v2/members/leader", m.pace.slow(root)
-	if slow {
-		what = "/v2/keys/?quorum=true"
+	questions := []string{"/v2/members/leader"}
+	if m.pace.slow(root) {
+		questions = append(questions, "/v2/keys"+m.config+"?quorum=true")
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, root+what, nil)
+	for _, q := range questions {
+		began := time.Now()
+		resp, err := m.get(ctx, root+q, root, authorization)
+		if err != nil {
+			return err
+		}
+		if strings.HasSuffix(q, "?quorum=true") {
+			m.took(root, began, resp)
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.alive[root] = time.Now()
+	return nil
+}
+
+// get asks a member something whose answer is only its head.
+func (m *members) get(ctx context.Context, url, root, authorization string) (*http.Response, error) {
+	patience := m.patience()
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("%s %w within %v", root, errLate, patience))
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if authorization != "" {
 		req.Header.Set("Authorization", authorization)
 	}
-	began := time.Now()
 	resp, err := m.answer(root, req)
+	if err == nil {
+		_, err = io.Copy(io.Discard, resp.Body) // to its end, for the connection to be of further use
+		resp.Body.Close()
+	}
 	if ctx.Err() != nil {
-		return context.Cause(ctx)
-	} else if err != nil {
-		return err
+		err = context.Cause(ctx)
 	}
-	defer resp.Body.Close()
-	if slow && resp.StatusCode == http.StatusOK {
-		m.pace.note(root, time.Since(began))
-	}
-	m.mu.Lock()
-	m.alive[root] = time.Now()
-	m.mu.Unlock()
-	_, err = io.Copy(io.Discard, resp.Body) // to its end, for the connection to be of further use
-	return err
+	return resp, err
 }
 
 // body is an answer's, which does not wait for its next part without end.
@@ -290,7 +324,7 @@ type body struct {
 
 // Read implements io.Reader.
 func (b *body) Read(p []byte) (n int, err error) {
-	if b.late != nil {
+	if b.late != nil && b.ctx.Err() == nil { // or it is closed, and nobody waits
 		b.late.Reset(b.patience)
 	}
 	n, err = b.ReadCloser.Read(p)

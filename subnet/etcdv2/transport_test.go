@@ -6,7 +6,10 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"path"
+	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -156,4 +159,57 @@ func TestWatchOfAnotherHistory(t *testing.T) {
 	if err := s.AwaitConfig(ctx, rev+1); !errors.Is(err, subnet.ErrWatchLost) {
 		t.Errorf("waiting for a config, one event ahead of etcd: %v", err)
 	}
+}
+
+// A list comes from one member, and only while that is part of the cluster and has
+// what was seen: otherwise it is a matter for the whole cluster.
+func TestListsFromOneMember(t *testing.T) {
+	var asked []string
+	var mu sync.Mutex
+	local, refuse := "7", false
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		what := path.Base(r.URL.Path)
+		index := local
+		if r.URL.Query().Get("quorum") == "true" {
+			what += " by all"
+			index = "7"
+		}
+		asked = append(asked, what)
+		if refuse && what == "subnets" {
+			http.Error(w, "not now", http.StatusBadGateway)
+			return
+		}
+		w.Header().Set("X-Etcd-Index", index)
+		fmt.Fprintf(w, oneLease, "2999-01-01T00:00:00Z")
+	}))
+	defer s.Close()
+	store := open(t, etcdv2.Options{Endpoints: []string{s.URL}, Prefix: "net"})
+	list := func(what string, want ...string) {
+		t.Helper()
+		mu.Lock()
+		asked = nil
+		mu.Unlock()
+		_, index, err := store.List(t.Context())
+		if mu.Lock(); err != nil || index != 7 || !slices.Equal(asked, want) {
+			t.Errorf("%s: index %d, %v, after being asked for %q, want %q", what, index, err, asked, want)
+		}
+		mu.Unlock()
+	}
+	list("first", "config by all", "subnets")
+	list("soon after", "subnets")
+	mu.Lock()
+	local = "6" // as behind a balancer, or of a member that lags behind
+	mu.Unlock()
+	list("from a member that has less", "subnets", "subnets by all")
+	mu.Lock()
+	local, refuse = "7", true
+	mu.Unlock()
+	list("from a member that fails", "subnets", "subnets by all")
+	mu.Lock()
+	refuse = false
+	mu.Unlock()
+	time.Sleep(4 * time.Second) // in which it may have been cut off
+	list("later", "config by all", "subnets")
 }

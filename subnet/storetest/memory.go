@@ -137,8 +137,12 @@ func (m *Memory) wake() {
 }
 
 func (m *Memory) write(key, value string, ttl time.Duration) subnet.Entry {
+	return m.rewrite(key, value, ttl, m.revision+1)
+}
+
+func (m *Memory) rewrite(key, value string, ttl time.Duration, created uint64) subnet.Entry {
 	m.revision++
-	e := subnet.Entry{Key: key, Value: value, Revision: m.revision}
+	e := subnet.Entry{Key: key, Value: value, Revision: m.revision, Created: created}
 	if ttl > 0 {
 		e.Expires = time.Now().Add(ttl)
 	}
@@ -301,7 +305,7 @@ func (m *Memory) Update(ctx context.Context, old subnet.Entry, value string, ttl
 	if err := m.is(old); err != nil {
 		return subnet.Entry{}, err
 	}
-	return m.write(old.Key, value, ttl), nil
+	return m.rewrite(old.Key, value, ttl, m.leases[old.Key].Created), nil
 }
 
 // Delete implements subnet.Store.

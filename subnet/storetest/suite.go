@@ -82,7 +82,7 @@ func Run(t *testing.T, make func(t *testing.T) (subnet.Store, Operator)) {
 
 		b, err := s.Update(ctx, a, "b", 0)
 		must(t, err)
-		if !b.Expires.IsZero() || b.Revision == a.Revision {
+		if !b.Expires.IsZero() || b.Revision == a.Revision || b.Created != a.Created || a.Created != a.Revision {
 			t.Errorf("updated to a reservation: %+v after %+v", b, a)
 		}
 		_, err = s.Update(ctx, a, "c", time.Hour)
