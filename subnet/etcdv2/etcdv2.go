@@ -37,7 +37,7 @@ type Options struct {
 	// no difference.
 	Prefix string
 	// CAFile, CertFile and KeyFile are for TLS, each empty where it is not
-	// used. Certificate and key are read anew for each connection.
+	// used. All are read anew for each connection.
 	CAFile, CertFile, KeyFile string
 	// Username and Password are for etcd's own authentication.
 	Username, Password string
