@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/vishvananda/netlink"
@@ -30,6 +31,7 @@ type Node struct {
 	Dir  string // a directory for its files, where its processes start
 
 	lab  *Lab
+	nsMu sync.RWMutex // of ns, which a dial that nobody waits for any more may still ask for
 	ns   netns.NsHandle
 	nl   *netlink.Handle
 	addr netip.Addr
@@ -131,6 +133,8 @@ func (n *Node) close() error {
 	if n.nl != nil {
 		n.nl.Close()
 	}
+	n.nsMu.Lock()
+	defer n.nsMu.Unlock()
 	errs = append(errs, unix.Unmount(n.nsPath(), unix.MNT_DETACH), os.Remove(n.nsPath()), n.ns.Close())
 	if err := errors.Join(errs...); err != nil {
 		return fmt.Errorf("removing namespace %s: %w", n.Name, err)
@@ -174,7 +178,10 @@ func (n *Node) evict() error {
 // f's own goroutine, not for others that it starts.
 func (n *Node) Do(f func() error) error {
 	return keepThread(func() error {
-		if err := netns.Set(n.ns); err != nil {
+		n.nsMu.RLock()
+		err := netns.Set(n.ns)
+		n.nsMu.RUnlock()
+		if err != nil {
 			return fmt.Errorf("entering namespace %s: %w", n.Name, err)
 		}
 		return f()
