@@ -194,11 +194,10 @@ func (f *follower) list(fresh Snapshot) {
 			f.vanished(l)
 		}
 	}
-	if len(f.lingering) > 0 {
-		for _, l := range f.known {
-			f.displace(l.Subnet)
-		}
-	}
+	f.lingering = slices.DeleteFunc(f.lingering, func(l lingerer) bool {
+		i, back := find(f.known, l.lease.Subnet)
+		return back || i > 0 && f.known[i-1].Subnet.Overlaps(l.lease.Subnet) || i < len(f.known) && f.known[i].Subnet.Overlaps(l.lease.Subnet)
+	})
 	if f.release(time.Now()) || changed {
 		f.tell()
 	}
