@@ -18,7 +18,7 @@ BENCHFLAGS =
 # fails the build where the tree belongs to another user.
 BUILD = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false
 
-.PHONY: build test fuzz demo bench lint fmt-check tools clean help
+.PHONY: build test e2e fuzz demo bench lint fmt-check tools clean help
 
 build: ## build bin/flanneld (the default)
 	$(BUILD) -ldflags "-s -w -X main.version=$(VERSION)" -o bin/flanneld ./cmd/flanneld
@@ -30,6 +30,11 @@ test: tools build ## run all tests, with the race detector where a C compiler is
 	if $(GO) build -race -o /dev/null runtime/race 2>/dev/null; then race=-race; \
 	else echo 'No race detector: it needs a C compiler and cgo.'; export CGO_ENABLED=0; fi; \
 	set -x; $(GO) test $$race -timeout 20m $(TESTFLAGS) ./...
+
+# -count=1: what the tests try is not all Go, so no result is one to keep.
+e2e: ## test with real systemd, dockerd, supervisord and TLS (root; ten minutes)
+	@sh dist/tools.sh e2e
+	$(GO) test -tags e2e -count=1 -timeout 30m $(TESTFLAGS) ./dist/e2e/...
 
 # go test fuzzes one target at a time, and names a package after its targets. An
 # input that fails is kept below the package's testdata/fuzz, and the next target
@@ -53,8 +58,8 @@ bench: tools ## measure the control plane with thousands of leases (six minutes)
 	@exec bin/bench $(BENCHFLAGS)
 
 lint: fmt-check ## gofmt, go vet and staticcheck, all silent
-	$(GO) vet ./...
-	$(GO) tool -modfile=dist/lint/go.mod staticcheck ./...
+	$(GO) vet -tags e2e ./...
+	$(GO) tool -modfile=dist/lint/go.mod staticcheck -tags e2e ./...
 
 fmt-check: ## name the Go files that gofmt would change
 	@files=$$(gofmt -l .) || exit 1; \

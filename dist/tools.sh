@@ -2,7 +2,14 @@
 # Installs the commands that the tests and the demo call, where they are missing
 # and this user may; if not, says how to get them. Does nothing, and asks no
 # network, when all are there.
+#
+# Usage: tools.sh [e2e]
+#
+# With e2e also what the end-to-end tests call on the machine itself.
 set -eu
+
+needed='ip bridge iptables'
+[ "${1-}" != e2e ] || needed="$needed debootstrap systemd-nspawn"
 
 # The PATH of ordinary users may lack these; the lab looks there as well.
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
@@ -11,7 +18,7 @@ export PATH
 have() { [ -x "$(command -v "$1" 2>/dev/null)" ]; }
 
 missing() {
-	for command in ip bridge iptables; do
+	for command in $needed; do
 		have "$command" || printf '%s ' "$command"
 	done
 }
@@ -19,7 +26,9 @@ missing() {
 lacks=$(missing)
 [ -n "$lacks" ] || exit 0
 
-iproute=iproute2 # the package's name nearly everywhere
+# The packages' names nearly everywhere.
+iproute=iproute2
+nspawn=systemd-container
 refresh=
 if have apt-get; then
 	install='env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends'
@@ -34,6 +43,7 @@ elif have zypper; then
 elif have pacman; then
 	install='pacman -S --noconfirm --needed'
 	refresh='pacman -Sy'
+	nspawn=systemd
 elif have apk; then
 	install='apk add'
 	refresh='apk update'
@@ -44,6 +54,8 @@ fi
 packages=
 case $lacks in *ip\ * | *bridge*) packages=$iproute ;; esac
 case $lacks in *iptables*) packages="$packages${packages:+ }iptables" ;; esac
+case $lacks in *debootstrap*) packages="$packages${packages:+ }debootstrap" ;; esac
+case $lacks in *nspawn*) packages="$packages${packages:+ }$nspawn" ;; esac
 
 fail() {
 	echo "Tests and demo need commands that are missing: $lacks- $1" >&2
