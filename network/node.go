@@ -35,6 +35,9 @@ type Options struct {
 	HealthAddr netip.AddrPort
 	// Notify tells the service manager a state in the words of sd_notify(3).
 	Notify func(state string)
+	// Watchdog is how often the service manager wants to hear, at the least, that
+	// the node works; 0 if it does not.
+	Watchdog time.Duration
 }
 
 // Run takes part in the network until ctx ends, and then returns nil, leaving
@@ -93,9 +96,9 @@ func (n node) join(ctx context.Context) error {
 	klog.Infof("This host's subnet is %v; wrote %s", own.Subnet, n.SubnetFile)
 	enableForwarding()
 
-	forHolder, forBackend := newLatest[[]*subnet.Lease](), newLatest[[]*subnet.Lease]()
+	forFollower, forHolder, forBackend := newLatest[struct{}](), newLatest[[]*subnet.Lease](), newLatest[[]*subnet.Lease]()
 	n.group.Go(func() error {
-		return subnet.Follow(ctx, n.store, own, seen, func(leases, lingering []*subnet.Lease) {
+		return subnet.Follow(ctx, n.store, own, seen, forFollower.ch, func(leases, lingering []*subnet.Lease) {
 			forHolder.put(leases)
 			forBackend.put(subnet.Merge(leases, lingering))
 		})
@@ -112,24 +115,40 @@ func (n node) join(ctx context.Context) error {
 			watch.renewed()
 		}
 		h.Contested = func(err error) { n.health.set("lease", list(err)) }
-		return h.Run(ctx, forHolder)
+		return h.Run(ctx, forHolder.ch)
 	})
 	n.group.Go(func() error { return watch.run(ctx, n.store) })
 	n.group.Go(func() error { return trimMemory(ctx) })
 	n.group.Go(func() error { return n.runFirewall(ctx, config.Network, own.Subnet) })
+	var comparisons rounds
 	n.group.Go(func() error {
 		ready := false
-		return b.Run(ctx, own, forBackend, func(failed []error) {
+		return b.Run(ctx, own, forBackend.ch, func(failed []error) {
 			n.health.set("data plane", failed)
+			comparisons.another()
 			if !ready {
 				ready = true
 				klog.Infof("Ready: %v through %s, MTU %d", own.Subnet, config.BackendType, b.MTU())
 				n.Notify(fmt.Sprintf("READY=1\nSTATUS=%v through %s", own.Subnet, config.BackendType))
 				n.health.ready()
+				if n.Watchdog > 0 {
+					n.group.Go(func() error { return n.watchdog(forFollower, forHolder, forBackend, &comparisons).run(ctx) })
+				}
 			}
 		})
 	})
 	return nil
+}
+
+// watchdog asks those parts without which the network would be stuck. What the
+// store is asked ends by itself, and may take its time while the store is away:
+// who waits for that is not stuck.
+func (n node) watchdog(follower *latest[struct{}], holder, backend *latest[[]*subnet.Lease], comparisons *rounds) watchdog {
+	return watchdog{within: n.Watchdog, notify: n.Notify, parts: []part{
+		{"the watch on the leases", func() { follower.put(struct{}{}) }, func() bool { return follower.taken() || n.store.Asking() }},
+		{"the keeper of the lease", holder.repeat, func() bool { return holder.taken() || n.store.Asking() }},
+		{"the data plane", func() { comparisons.mark(); backend.repeat() }, comparisons.answered},
+	}}
 }
 
 // acquire waits for a config that can be used, and for a subnet of it. A config
@@ -190,18 +209,4 @@ func ended(ctx context.Context, err error) error {
 		return nil
 	}
 	return err
-}
-
-// latest hands the newest of a series of values to a reader that may be slower
-// than the one writer.
-type latest[T any] chan T
-
-func newLatest[T any]() latest[T] { return make(latest[T], 1) }
-
-func (l latest[T]) put(v T) {
-	select {
-	case <-l: // nobody needs the one before any more
-	default:
-	}
-	l <- v
 }

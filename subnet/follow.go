@@ -55,8 +55,11 @@ const (
 // left out, with one warning each.
 //
 // It begins with what Acquire has seen when it got this host's own lease.
-func Follow(ctx context.Context, store *Patient, own Lease, seen Snapshot, publish func(leases, lingering []*Lease)) error {
-	f := follower{own: own.Subnet, ip: own.PublicIP, warned: warnings{}, publish: publish}
+//
+// It receives from asked, and does nothing with it, so that the sender can tell
+// that Follow goes on. While it asks the store it does not.
+func Follow(ctx context.Context, store *Patient, own Lease, seen Snapshot, asked <-chan struct{}, publish func(leases, lingering []*Lease)) error {
+	f := follower{own: own.Subnet, ip: own.PublicIP, warned: warnings{}, asked: asked, publish: publish}
 	chance := store.chance.apart(following)
 	wait, calm := chance.pauses(firstRetry), chance.pauses(burst)
 	for failed := 0; ; {
@@ -103,6 +106,7 @@ type follower struct {
 	own     netip.Prefix
 	ip      netip.Addr // this host's
 	warned  warnings
+	asked   <-chan struct{}
 	publish func(leases, lingering []*Lease)
 
 	first     bool     // there has been a list
@@ -146,6 +150,7 @@ func (f *follower) watch(ctx context.Context, w Watcher) error {
 		}
 		changed := false
 		select {
+		case <-f.asked:
 		case next := <-events:
 			changed = f.apply(next)
 		case <-over:

@@ -30,7 +30,7 @@ func TestFollow(t *testing.T) {
 		}
 		done := make(chan error)
 		go func() {
-			done <- subnet.Follow(ctx, patient, own, seen, func(leases, lingering []*subnet.Lease) {
+			done <- subnet.Follow(ctx, patient, own, seen, nil, func(leases, lingering []*subnet.Lease) {
 				var all []string
 				for _, l := range leases {
 					all = append(all, fmt.Sprintf("%v=%v", l.Subnet, l.PublicIP))
@@ -187,7 +187,7 @@ func TestFollowTellsOfOwn(t *testing.T) {
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan error)
 		go func() {
-			done <- subnet.Follow(ctx, patient(store, ownIP), subnet.Lease{Subnet: netip.MustParsePrefix("10.1.9.0/24")}, subnet.Snapshot{}, func([]*subnet.Lease, []*subnet.Lease) { told.Add(1) })
+			done <- subnet.Follow(ctx, patient(store, ownIP), subnet.Lease{Subnet: netip.MustParsePrefix("10.1.9.0/24")}, subnet.Snapshot{}, nil, func([]*subnet.Lease, []*subnet.Lease) { told.Add(1) })
 		}()
 		for i := range 5 {
 			time.Sleep(time.Minute)
@@ -227,7 +227,7 @@ func TestFollowBehind(t *testing.T) {
 		own := subnet.Lease{Subnet: netip.MustParsePrefix("10.1.9.0/24"), Attrs: attrs(ownIP)}
 		store.Put("10.1.9.0-24", value(ownIP), time.Hour)
 		go func() {
-			done <- subnet.Follow(ctx, patient(behind{store}, ownIP), own, subnet.Snapshot{}, func(leases, _ []*subnet.Lease) {
+			done <- subnet.Follow(ctx, patient(behind{store}, ownIP), own, subnet.Snapshot{}, nil, func(leases, _ []*subnet.Lease) {
 				last = time.Now()
 				sets <- len(leases)
 			})
@@ -264,7 +264,7 @@ func TestFollowUnwatchable(t *testing.T) {
 		done := make(chan error)
 		var latest atomic.Int32
 		go func() {
-			done <- subnet.Follow(ctx, patient(unwatchable{store}, ownIP), subnet.Lease{Subnet: netip.MustParsePrefix("10.1.9.0/24")}, subnet.Snapshot{}, func(leases, _ []*subnet.Lease) {
+			done <- subnet.Follow(ctx, patient(unwatchable{store}, ownIP), subnet.Lease{Subnet: netip.MustParsePrefix("10.1.9.0/24")}, subnet.Snapshot{}, nil, func(leases, _ []*subnet.Lease) {
 				latest.Store(int32(len(leases)))
 			})
 		}()
@@ -329,7 +329,7 @@ func TestFollowAcquired(t *testing.T) {
 			var sets []string
 			done := make(chan error)
 			go func() {
-				done <- subnet.Follow(ctx, patient, own, seen, func(leases, _ []*subnet.Lease) {
+				done <- subnet.Follow(ctx, patient, own, seen, nil, func(leases, _ []*subnet.Lease) {
 					var all []string
 					for _, l := range leases {
 						all = append(all, l.Subnet.String())

@@ -50,7 +50,7 @@ func hold(t *testing.T, ttl time.Duration, margin time.Duration) *held {
 	ctx, cancel := context.WithCancel(t.Context())
 	h.cancel = cancel
 	patient := patient(h.store, ownIP)
-	go subnet.Follow(ctx, patient, lease, subnet.Snapshot{}, func(leases, _ []*subnet.Lease) {
+	go subnet.Follow(ctx, patient, lease, subnet.Snapshot{}, nil, func(leases, _ []*subnet.Lease) {
 		select {
 		case h.sets <- leases:
 		case <-ctx.Done():
@@ -307,7 +307,7 @@ func join(t *testing.T, store subnet.Store, ip, network string, last subnet.Reme
 	}
 	m := &member{key: subnet.FormatKey(own.Subnet), stop: cancel, ended: make(chan error, 1)}
 	sets := make(chan []*subnet.Lease, 1)
-	go subnet.Follow(ctx, p, own, seen, func(leases, _ []*subnet.Lease) {
+	go subnet.Follow(ctx, p, own, seen, nil, func(leases, _ []*subnet.Lease) {
 		select {
 		case <-sets:
 		default:

@@ -469,7 +469,7 @@ func (h *host) once(ctx context.Context, life int) error {
 	sets := make(chan []*subnet.Lease, 1)
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		return subnet.Follow(ctx, store, own, seen, func(leases, _ []*subnet.Lease) {
+		return subnet.Follow(ctx, store, own, seen, nil, func(leases, _ []*subnet.Lease) {
 			select {
 			case <-sets:
 			default:

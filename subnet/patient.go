@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -34,6 +35,8 @@ type Patient struct {
 	store  Store
 	chance *chance
 
+	asking atomic.Int32 // calls that are not answered yet
+
 	mu       sync.Mutex
 	waiting  int       // calls that have failed and are still being tried
 	out      bool      // there is an outage
@@ -48,6 +51,10 @@ type Patient struct {
 func NewPatient(store Store, host netip.Addr) *Patient {
 	return &Patient{store: store, chance: newChance(host)}
 }
+
+// Asking reports whether somebody waits for an answer now. To wait for something
+// to happen in the store, as a Watcher does, does not count.
+func (p *Patient) Asking() bool { return p.asking.Load() > 0 }
 
 // Config is Store's.
 func (p *Patient) Config(ctx context.Context) (value string, revision uint64, err error) {
@@ -142,6 +149,8 @@ func answers(err error) bool {
 
 // try calls f until the store has answered.
 func (p *Patient) try(ctx context.Context, f func() error) error {
+	p.asking.Add(1)
+	defer p.asking.Add(-1)
 	wait := p.chance.pauses(firstRetry)
 	failed := false
 	for {

@@ -61,6 +61,9 @@ func run(args []string, getenv func(string) string, stdout, stderr io.Writer) in
 		return exitFailure
 	}
 	o.node.Notify = notify
+	if o.node.Watchdog, err = daemon.SdWatchdogEnabled(false); err != nil {
+		klog.Warningf("Going on without systemd's watchdog, whose environment is broken: %v", err)
+	}
 	err = network.Run(ctx, store, o.node)
 	notify("STOPPING=1")
 	if err != nil {
