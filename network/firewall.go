@@ -1,8 +1,13 @@
 package network
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
+	"strings"
+	"time"
+
+	"k8s.io/klog/v2"
 
 	"flanneld/pkg/iptables"
 )
@@ -13,6 +18,70 @@ const (
 	postroutingChain = "FLANNEL-POSTRTG"
 	forwardChain     = "FLANNEL-FWD"
 )
+
+// runFirewall keeps the iptables rules. Without them the network works all the
+// same, as far as the host's other rules let it. before is the Network of the
+// last run, if there is one.
+func (n node) runFirewall(ctx context.Context, network, own, before netip.Prefix) error {
+	tables, err := n.findIPTables(ctx)
+	if err != nil {
+		return ended(ctx, err)
+	}
+	chains := firewallChains(network, own, n.IPMasq, n.ForwardRules, tables.RandomFully())
+	old := leftovers(network, before)
+	tables.TakeOver(old)
+	looked := false
+	return tables.Run(ctx, chains, n.FirewallResync, func(err error) {
+		n.firewallProblem(err)
+		if err == nil && !looked {
+			looked = true
+			sayLegacy(ctx, tables, chains, old)
+		}
+	})
+}
+
+// findIPTables waits until the host has an iptables program that works. It may
+// be installed or mended at any time.
+func (n node) findIPTables(ctx context.Context) (*iptables.Tables, error) {
+	said := ""
+	for {
+		tables, err := iptables.New(ctx)
+		switch {
+		case ctx.Err() != nil:
+			return nil, ctx.Err()
+		case err == nil && said != "":
+			klog.Info("Found an iptables program that works: the firewall rules follow")
+			return tables, nil
+		case err == nil:
+			return tables, nil
+		case err.Error() != said:
+			klog.Errorf("Going on without firewall rules: %v", err)
+			said = err.Error()
+		}
+		n.firewallProblem(err)
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(max(n.FirewallResync, time.Second)):
+		}
+	}
+}
+
+// firewallProblem says what is wrong with the rules now, if anything is.
+func (n node) firewallProblem(err error) { n.health.set("firewall", list(err)) }
+
+// sayLegacy says what nobody sees who looks at the rules by iptables alone.
+func sayLegacy(ctx context.Context, tables *iptables.Tables, chains []iptables.Chain, old []iptables.Leftover) {
+	found, err := tables.InLegacy(ctx, chains, old)
+	switch {
+	case ctx.Err() != nil:
+	case err != nil:
+		klog.Warningf("iptables: %v", err)
+	case len(found) > 0:
+		klog.Warningf("iptables: this host uses iptables-nft, and iptables-legacy has rules of flannel too, which count as well: %s. "+
+			"Delete them with iptables-legacy, or reboot", strings.Join(found, ", "))
+	}
+}
 
 // firewallChains says which iptables chains this host ought to have. network is
 // the whole overlay and own this host's subnet; masq is --ip-masq, forward is

@@ -204,7 +204,7 @@ filter: -A FLANNEL-FWD -d 10.1.0.0/16 -j ACCEPT
 // our chains, one Sync brings about the text above, and the next has nothing to do.
 func TestFirewallOnKernel(t *testing.T) {
 	inNamespace(t, func(t *testing.T, program string) {
-		tables, err := iptables.NewWith(program)
+		tables, err := iptables.NewWith(t.Context(), program)
 		if err != nil {
 			t.Fatal(err)
 		}

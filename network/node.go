@@ -11,7 +11,6 @@ import (
 
 	"flanneld/backend"
 	"flanneld/pkg/extif"
-	"flanneld/pkg/iptables"
 	"flanneld/subnet"
 )
 
@@ -89,6 +88,7 @@ func (n node) join(ctx context.Context) error {
 	if err != nil {
 		return ended(ctx, err)
 	}
+	before := lastNetwork(n.SubnetFile)
 	if err := writeSubnetFile(n.SubnetFile, config.Network, own.Subnet, b.MTU(), n.IPMasq); err != nil {
 		return err
 	}
@@ -119,7 +119,7 @@ func (n node) join(ctx context.Context) error {
 	})
 	n.group.Go(func() error { return watch.run(ctx, n.store) })
 	n.group.Go(func() error { return trimMemory(ctx) })
-	n.group.Go(func() error { return n.runFirewall(ctx, config.Network, own.Subnet) })
+	n.group.Go(func() error { return n.runFirewall(ctx, config.Network, own.Subnet, before) })
 	var comparisons rounds
 	n.group.Go(func() error {
 		ready := false
@@ -177,22 +177,6 @@ func (n node) acquire(ctx context.Context, last subnet.Remembered) (c config, b 
 			return c, b, own, seen, err
 		}
 	}
-}
-
-// runFirewall keeps the iptables rules. Without them the network works all the
-// same, as far as the host's other rules let it.
-func (n node) runFirewall(ctx context.Context, network, own netip.Prefix) error {
-	const part = "firewall"
-	tables, err := iptables.New()
-	if err != nil {
-		klog.Errorf("Going on without firewall rules: %v", err)
-		n.health.set(part, []error{err})
-		return nil
-	}
-	chains := firewallChains(network, own, n.IPMasq, n.ForwardRules, tables.RandomFully())
-	return tables.Run(ctx, chains, n.FirewallResync, func(err error) {
-		n.health.set(part, list(err))
-	})
 }
 
 // list is a list of errors of at most one.

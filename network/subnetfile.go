@@ -28,29 +28,45 @@ func writeSubnetFile(name string, network, own netip.Prefix, mtu int, masq bool)
 
 // readSubnetFile returns the subnet that the subnet file names. Such a file may
 // have been written by hand, for a shell to read: FLANNEL_SUBNET is all it needs
-// to have, and of several lines with it the last counts.
+// to have.
 func readSubnetFile(name string) (own netip.Prefix, err error) {
+	return readPrefix(name, "FLANNEL_SUBNET")
+}
+
+// lastNetwork is the Network of the last run, invalid if the subnet file does
+// not tell.
+func lastNetwork(name string) netip.Prefix {
+	p, err := readPrefix(name, "FLANNEL_NETWORK")
+	if err != nil {
+		return netip.Prefix{}
+	}
+	return p
+}
+
+// readPrefix returns the prefix that a variable in the subnet file holds. Of
+// several lines with it the last counts.
+func readPrefix(name, variable string) (p netip.Prefix, err error) {
 	text, err := os.ReadFile(name)
 	if err != nil {
 		return netip.Prefix{}, err
 	}
-	err = errors.New("it has no line FLANNEL_SUBNET=…")
+	err = fmt.Errorf("it has no line %s=…", variable)
 	for line := range strings.Lines(strings.TrimPrefix(string(text), "\ufeff")) {
 		line = strings.TrimPrefix(strings.TrimSpace(line), "export ")
-		value, ok := strings.CutPrefix(strings.TrimSpace(line), "FLANNEL_SUBNET=")
+		value, ok := strings.CutPrefix(strings.TrimSpace(line), variable+"=")
 		if !ok {
 			continue
 		}
 		value, _, _ = strings.Cut(value, " #")
 		value = strings.Trim(strings.TrimRight(value, "; \t"), `"'`)
-		p, perr := netip.ParsePrefix(value)
-		if perr != nil || !p.Addr().Is4() {
-			err = fmt.Errorf("FLANNEL_SUBNET is %q, which is no IPv4 prefix", value)
+		found, perr := netip.ParsePrefix(value)
+		if perr != nil || !found.Addr().Is4() {
+			err = fmt.Errorf("%s is %q, which is no IPv4 prefix", variable, value)
 			continue
 		}
-		own, err = p.Masked(), nil
+		p, err = found.Masked(), nil
 	}
-	return own, err
+	return p, err
 }
 
 // memory keeps, beside the subnet file, what the file itself does not say: which

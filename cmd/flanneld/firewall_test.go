@@ -2,10 +2,13 @@ package main
 
 import (
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/net/ipv4"
 
 	"flanneld/pkg/lab"
 	"flanneld/pkg/lab/cluster"
@@ -81,6 +84,127 @@ func TestSourceAddresses(t *testing.T) {
 	}
 }
 
+// What the addresses of a connection do not tell: multicast, packets that kube-proxy
+// has marked, what the host sends from any address, and that it is the forward
+// rules that let packets pass; with each kind of iptables.
+func TestFirewallPackets(t *testing.T) {
+	iptablesKinds(t, func(t *testing.T, program string) {
+		c, s := newCluster(t)
+		c.SetConfig(vxlanConfig)
+		var hosts []*cluster.Node
+		var containers []*lab.Container
+		for i := range 2 {
+			h := c.Node(fmt.Sprintf("h%d", i+1), s)
+			reserve(c, h, i+1)
+			behindFrontDoor(t, h, program)
+			h.Run(program, "-P", "FORWARD", "DROP")
+			h.Start("--ip-masq", "--iptables-resync=1")
+			h.AwaitReady()
+			c.Must(h.Daemon.WaitLog("put right: .*filter: added the jump", mending))
+			hosts, containers = append(hosts, h), append(containers, h.AddContainer("c"))
+		}
+		h1, c1, c2 := hosts[0], containers[0], containers[1]
+		reach(t, c1, c2, c2.Addr(), c1.Addr(), 1450)
+		outside := c.Router
+		outside.Run("ip", "route", "add", h1.Env().Subnet().String(), "via", h1.Addr().String())
+		gateway := h1.Env().Gateway.Addr()
+		overlay := h1.Env().Subnet().Addr()
+
+		// Multicast from an address of the network keeps it, on the way where all
+		// else does not.
+		group := netip.MustParseAddr("239.1.2.3")
+		if seen, err := datagramSeen(h1.Node, outside, s.Name, gateway, group); err != nil || seen != gateway {
+			t.Errorf("multicast from %v is seen from %v, %v", gateway, seen, err)
+		}
+		if seen, err := datagramSeen(h1.Node, outside, s.Name, gateway, s.Gateway()); err != nil || seen != h1.Addr() {
+			t.Errorf("a datagram from %v to the outside is seen from %v, %v; want %v", gateway, seen, err, h1.Addr())
+		}
+
+		// The host, from an address that the other host has no way back to.
+		strange := netip.MustParseAddr("198.51.100.7")
+		h1.Run("ip", "addr", "add", strange.String()+"/32", "dev", "lo")
+		if seen, err := datagramSeen(h1.Node, c2.Node, "eth0", strange, c2.Addr()); err != nil || seen != overlay {
+			t.Errorf("a datagram from %v of the host to a container of another is seen from %v, %v; want %v", strange, seen, err, overlay)
+		}
+
+		// kube-proxy's mark: it masquerades, behind our rules, what keeps its
+		// source otherwise.
+		h1.Run(program, "-w", "-t", "nat", "-A", "POSTROUTING", "-m", "mark", "--mark", "0x4000/0x4000", "-j", "MASQUERADE")
+		if seen, err := lab.SourceSeen(c1, c2, c2.Addr()); err != nil || seen != c1.Addr() {
+			t.Errorf("without the mark %v is seen as %v, %v", c1.Addr(), seen, err)
+		}
+		h1.Run(program, "-w", "-t", "mangle", "-A", "PREROUTING", "-s", c1.Addr().String(), "-j", "MARK", "--set-xmark", "0x4000/0x4000")
+		if seen, err := lab.SourceSeen(c1, c2, c2.Addr()); err != nil || seen != overlay {
+			t.Errorf("with the mark %v is seen as %v, %v; want %v", c1.Addr(), seen, err, overlay)
+		}
+
+		h1.Stop()
+		h1.Start("--ip-masq", "--iptables-forward-rules=false")
+		h1.AwaitReady()
+		c.Must(h1.Daemon.WaitLog("put right: .*filter: took out chain FLANNEL-FWD", mending))
+		if _, err := c1.Ping(c2.Addr(), lab.Echo{Timeout: 300 * time.Millisecond}); err == nil {
+			t.Error("without the forward rules packets pass, although FORWARD drops them")
+		}
+		h1.Stop()
+		h1.Start("--ip-masq")
+		h1.AwaitReady()
+		lab.EventuallyPing(t, mending, c1, c2.Addr(), lab.Echo{Timeout: 100 * time.Millisecond})
+	})
+}
+
+// datagramSeen is the address that one node sees a datagram come from, which
+// another sends from an address of its own to one of the first, or to a group that
+// the first is in by an interface.
+func datagramSeen(from, to *lab.Node, iface string, src, dst netip.Addr) (seen netip.Addr, err error) {
+	var receiver, sender *net.UDPConn
+	err = to.Do(func() error {
+		addr := net.UDPAddrFromAddrPort(netip.AddrPortFrom(dst, 0))
+		if !dst.IsMulticast() {
+			receiver, err = net.ListenUDP("udp4", addr)
+			return err
+		}
+		i, err := net.InterfaceByName(iface)
+		if err != nil {
+			return err
+		}
+		receiver, err = net.ListenMulticastUDP("udp4", i, addr)
+		return err
+	})
+	if err != nil {
+		return seen, err
+	}
+	defer receiver.Close()
+	err = from.Do(func() error {
+		sender, err = net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(src, 0)))
+		if err != nil || !dst.IsMulticast() {
+			return err
+		}
+		i, err := net.InterfaceByName("eth0")
+		if err != nil {
+			return err
+		}
+		return ipv4.NewPacketConn(sender).SetMulticastInterface(i)
+	})
+	if err != nil {
+		return seen, err
+	}
+	defer sender.Close()
+	port := uint16(receiver.LocalAddr().(*net.UDPAddr).Port)
+	buf := make([]byte, 64)
+	// Again when one got lost, as while the neighbour is asked for.
+	for range 20 {
+		if _, err = sender.WriteToUDPAddrPort([]byte("hello"), netip.AddrPortFrom(dst, port)); err != nil {
+			return seen, err
+		}
+		receiver.SetReadDeadline(time.Now().Add(500 * time.Millisecond))
+		var peer netip.AddrPort
+		if _, peer, err = receiver.ReadFromUDPAddrPort(buf); err == nil {
+			return peer.Addr().Unmap(), nil
+		}
+	}
+	return seen, err
+}
+
 // Rules of another network or subnet go, and so do those that flags turn off.
 func TestRulesFollow(t *testing.T) {
 	c, s := newCluster(t)
@@ -119,25 +243,20 @@ func TestRulesFollow(t *testing.T) {
 	h.AwaitReady()
 	await("rules for the new network", []string{"-A FLANNEL-FWD -s 10.2.0.0/16 -j ACCEPT", "-d 10.2.0.0/16 -j ACCEPT"}, []string{"10.1.", "MASQUERADE"})
 	h.Stop()
+	// In the same network the host gets another subnet, as when it lost its own.
+	h.Start("--ip-masq")
+	h.AwaitReady()
+	own := h.Env().Subnet()
+	await("rules for the subnet", []string{"-A FLANNEL-POSTRTG ! -s 10.2.0.0/16 -d " + own.String() + " -j RETURN"}, nil)
+	h.Stop()
+	c.SetConfig(`{"Network": "10.2.0.0/16", "SubnetMin": "10.2.200.0", "SubnetMax": "10.2.200.0", "Backend": {"Type": "host-gw"}}`)
+	c.PutLease("10.2.200.0-24", fmt.Sprintf(`{"PublicIP": "%v", "BackendType": "host-gw"}`, h.Addr()), 0)
+	h.Start("--ip-masq")
+	h.AwaitReady()
+	await("rules for the other subnet", []string{"-A FLANNEL-POSTRTG ! -s 10.2.0.0/16 -d 10.2.200.0/24 -j RETURN"}, []string{own.String()})
+	h.Stop()
 	h.Start("--iptables-forward-rules=false")
 	h.AwaitReady()
 	await("no forward rules", []string{"FLANNEL-POSTRTG"}, []string{"FLANNEL-FWD"})
 	h.Stop()
-}
-
-// Without an iptables program the network works all the same.
-func TestWithoutIPTables(t *testing.T) {
-	c, s := newCluster(t)
-	c.SetConfig(vxlanConfig)
-	h1 := c.Node("h1", s)
-	reserve(c, h1, 1)
-	h1.Daemon = h1.StartProgram(lab.Program{Name: "flanneld", Notify: true,
-		// Nothing is in these directories: not even sbin, which is looked in too.
-		Args: []string{"unshare", "--mount", "sh", "-c", "for d in /usr/sbin /sbin /usr/local/sbin; do mount -t tmpfs none $d 2>/dev/null; done; PATH=/nowhere exec \"$@\"", "sh",
-			lab.Binary("flanneld"), "--etcd-endpoints=" + c.Etcd.Endpoint(), "--subnet-file=" + h1.SubnetFile(), "--healthz-port=2401"}})
-	h1.AwaitReady()
-	c.Must(h1.Daemon.WaitLog("Going on without firewall rules: no iptables program .* install the package iptables", 5*time.Second))
-	_, c2 := join(c, s, 2)
-	c1 := h1.AddContainer("c")
-	reach(t, c1, c2, c2.Addr(), c1.Addr(), 1450)
 }

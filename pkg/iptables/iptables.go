@@ -3,7 +3,8 @@
 // The caller says, as plain data, which chains there ought to be, with which
 // rules and with a jump from where. Sync compares that with what iptables
 // shows, to the letter and in order, and puts right what differs; Run does so
-// again and again. Rules and chains that are not in the data are never touched.
+// again and again. Rules and chains that are not in the data are never touched,
+// except for what the caller names as left by an older daemon, once: see TakeOver.
 // The package knows nothing of what the rules are for.
 //
 // Start reading at Chain and at plan, which works out the difference and needs
@@ -47,6 +48,15 @@ type Chain struct {
 	Absent bool
 }
 
+// Leftover is what an older daemon put straight into a chain that is not its own,
+// before there was a chain to have it in.
+type Leftover struct {
+	Table, Chain string
+	// Find picks the rules from all those of the chain, by index, in any order.
+	// Rules are in the form of Chain.Rules.
+	Find func(rules []string) []int
+}
+
 // commandTime is how long one iptables process may take. It covers the wait for
 // the lock that all iptables processes share.
 const commandTime = 20 * time.Second
@@ -62,17 +72,21 @@ type Tables struct {
 	list    []string // program and options, what to show to follow
 	restore []string // program and options, reads what to do from its input
 
+	path        string
+	nft         bool
 	randomFully bool
+	leftovers   []Leftover
+	patience    time.Duration // commandTime
 	output      func(ctx context.Context, stdin string, argv []string) (string, error)
 }
 
 // New finds the iptables program. An error means that the host has none that
-// works; callers that can do without go on without.
-func New() (*Tables, error) {
+// works now; callers that can do without go on without.
+func New(ctx context.Context) (*Tables, error) {
 	// Daemons are at times started with a PATH that has no sbin directory.
 	for _, path := range []string{"iptables", "/usr/sbin/iptables", "/sbin/iptables", "/usr/local/sbin/iptables"} {
 		if _, err := exec.LookPath(path); err == nil {
-			return NewWith(path)
+			return NewWith(ctx, path)
 		}
 	}
 	return nil, errors.New("no iptables program in PATH or in /usr/sbin, /sbin, /usr/local/sbin: install the package iptables")
@@ -81,7 +95,7 @@ func New() (*Tables, error) {
 // NewWith is New for the iptables program of the given name or path, for hosts
 // with more than one: iptables-nft and iptables-legacy have rules of their own
 // each.
-func NewWith(path string) (*Tables, error) {
+func NewWith(ctx context.Context, path string) (*Tables, error) {
 	path, err := exec.LookPath(path)
 	if err != nil {
 		return nil, fmt.Errorf("finding %s: %w: install the package iptables", path, err)
@@ -90,18 +104,27 @@ func NewWith(path string) (*Tables, error) {
 	if _, err := exec.LookPath(restore); err != nil {
 		return nil, fmt.Errorf("finding %s, which belongs beside %s: %w: install the package iptables as a whole", restore, path, err)
 	}
+	t := &Tables{
+		path:     path,
+		list:     []string{path},
+		restore:  []string{restore, "--noflush"},
+		patience: commandTime,
+		output:   output,
+	}
 	// go-iptables knows which version can do what. It cannot list a whole table
-	// in one process, nor run iptables-restore, so the rest is done here.
+	// in one process, nor run iptables-restore, so the rest is done here. It
+	// would also wait forever for a program that hangs, and does not say what a
+	// program that fails says: so the program is asked here before.
+	version, err := t.command(ctx, "", []string{path, "--version"})
+	if err != nil {
+		return nil, fmt.Errorf("asking %s for its version: %w", path, err)
+	}
 	ipt, err := goiptables.New(goiptables.Path(path))
 	if err != nil {
 		return nil, fmt.Errorf("asking %s for its version: %w", path, err)
 	}
-	t := &Tables{
-		list:        []string{path},
-		restore:     []string{restore, "--noflush"},
-		randomFully: ipt.HasRandomFully(),
-		output:      output,
-	}
+	t.nft = strings.Contains(version, "nf_tables")
+	t.randomFully = ipt.HasRandomFully()
 	// Both programs wait for the lock only when told to. Before 1.6.2
 	// iptables-restore had no such option and took no lock: there the kernel
 	// alone refuses most of the changes that cross another one, and the next
@@ -128,6 +151,29 @@ func atLeast(ipt *goiptables.IPTables, major, minor, patch int) bool {
 
 // RandomFully reports whether MASQUERADE may have the option --random-fully.
 func (t *Tables) RandomFully() bool { return t.randomFully }
+
+// TakeOver has Sync remove the leftovers, once for each table: in the step that
+// brings the chains in, so that no packet meets a gap between the old rules and
+// the new. A chain whose Parent has leftovers gets its jump where the first of
+// them was, or further up, unless it asks for First: what the old rules came
+// before, the new ones come before too. From then on rules like these are
+// somebody else's.
+func (t *Tables) TakeOver(leftovers []Leftover) { t.leftovers = leftovers }
+
+// takeOver are the leftovers of a table that are still to be removed.
+func (t *Tables) takeOver(table string) (of []Leftover) {
+	for _, l := range t.leftovers {
+		if l.Table == table {
+			of = append(of, l)
+		}
+	}
+	return of
+}
+
+// takenOver ends it for a table.
+func (t *Tables) takenOver(table string) {
+	t.leftovers = slices.DeleteFunc(slices.Clone(t.leftovers), func(l Leftover) bool { return l.Table == table })
+}
 
 // Sync makes the chains what they ought to be and says what it changed, one
 // sentence for each. Where nothing is wrong it runs one process for each table
@@ -169,11 +215,17 @@ func (t *Tables) syncTable(ctx context.Context, table string, chains []Chain) (c
 		if err != nil {
 			return changes, fmt.Errorf("listing the iptables table %s: %w", table, err)
 		}
-		script, todo, err := plan(table, parse(text), chains)
+		have := parse(text)
+		if len(have.names) == 0 {
+			return changes, fmt.Errorf("listing the iptables table %s: %s printed %s, which is no table: see whether that is the iptables of its package",
+				table, strings.Join(t.listing(table), " "), excerpt(text))
+		}
+		script, todo, err := plan(table, have, chains, t.takeOver(table))
 		if err != nil {
 			return changes, fmt.Errorf("working out the iptables table %s: %w", table, err)
 		}
 		if script == "" {
+			t.takenOver(table)
 			return changes, nil
 		}
 		if try == tries {
@@ -188,6 +240,7 @@ func (t *Tables) syncTable(ctx context.Context, table string, chains []Chain) (c
 			}
 			return changes, fmt.Errorf("changing the iptables table %s (%s): %w", table, strings.Join(todo, ", "), err)
 		}
+		t.takenOver(table)
 		changes = append(changes, todo...)
 	}
 }
@@ -242,7 +295,7 @@ func (t *Tables) listing(table string) []string {
 }
 
 func (t *Tables) command(ctx context.Context, stdin string, argv []string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, commandTime)
+	ctx, cancel := context.WithTimeoutCause(ctx, t.patience, fmt.Errorf("it did not end within %v", t.patience))
 	defer cancel()
 	return t.output(ctx, stdin, argv)
 }
@@ -258,12 +311,29 @@ func output(ctx context.Context, stdin string, argv []string) (string, error) {
 		return stdout.String(), nil
 	}
 	name := filepath.Base(argv[0])
-	if ctx.Err() == context.DeadlineExceeded {
-		return "", fmt.Errorf("%s did not end within %v: another iptables process may hold the lock: %w", name, commandTime, ctx.Err())
+	if ctx.Err() != nil {
+		return "", fmt.Errorf("%s: %w: it hangs, or another iptables process holds the lock", name, context.Cause(ctx))
 	}
-	said := strings.Join(strings.Fields(stderr.String()), " ")
+	said := strings.TrimSpace(stderr.String())
+	if said == "" {
+		// There iptables-nft says that a table is not of its making.
+		said = strings.TrimSpace(stdout.String())
+	}
 	if said == "" {
 		said = "it gave no reason"
 	}
-	return "", fmt.Errorf("%s: %w: %s", name, err, said)
+	return "", fmt.Errorf("%s: %w: %s", name, err, excerpt(said))
+}
+
+// excerpt is as much of what a program says as a message has room for.
+func excerpt(text string) string {
+	const room = 300
+	text = strings.Join(strings.Fields(strings.ToValidUTF8(text, "?")), " ")
+	switch {
+	case text == "":
+		return "nothing"
+	case len(text) > room:
+		return strings.ToValidUTF8(text[:room], "") + " …"
+	}
+	return text
 }

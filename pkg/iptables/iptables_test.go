@@ -27,6 +27,7 @@ type fake struct {
 
 func newFake() *fake {
 	f := &fake{}
+	f.patience = commandTime
 	f.list = []string{"iptables", "-w"}
 	f.restore = []string{"iptables-restore", "--noflush", "-w"}
 	f.listing = func() (string, error) { return rightTable, nil }
@@ -63,6 +64,138 @@ func TestLooksAgainWhenOthersWereQuicker(t *testing.T) {
 	if changes, err := f.Sync(t.Context(), testChains); err != nil || len(changes) > 0 {
 		t.Errorf("changed %q, error %v", changes, err)
 	}
+}
+
+// Rules like those of an older daemon are taken out once, also when the first
+// tries fail; who adds one later means it.
+func TestTakesOverOnce(t *testing.T) {
+	f := newFake()
+	left := strings.Replace(rightTable, "-A POSTROUTING -j OURS\n", "-A POSTROUTING -j OURS\n-A POSTROUTING -s 10.9.0.0/16 -j RETURN\n", 1)
+	text, broken := left, true
+	f.listing = func() (string, error) { return text, nil }
+	f.restored = func(string) error {
+		if broken {
+			return errors.New("busy")
+		}
+		text = rightTable
+		return nil
+	}
+	f.TakeOver(testLeftovers)
+	if changes, err := f.Sync(t.Context(), testChains); err == nil || len(changes) > 0 {
+		t.Errorf("changed %q, error %v", changes, err)
+	}
+	broken = false
+	changes, err := f.Sync(t.Context(), testChains)
+	if want := `nat: took out of POSTROUTING what an older daemon left: "-s 10.9.0.0/16 -j RETURN"`; err != nil || strings.Join(changes, ", ") != want {
+		t.Errorf("changed %q, error %v", changes, err)
+	}
+	text = left
+	if changes, err := f.Sync(t.Context(), testChains); err != nil || len(changes) > 0 {
+		t.Errorf("what was added later: changed %q, error %v", changes, err)
+	}
+}
+
+// What is no table is said as it is, and nothing is made of it.
+func TestNoTable(t *testing.T) {
+	for printed, want := range map[string]string{
+		"":                                   "iptables -w -t nat -S printed nothing, which is no table",
+		"Welcome!\n":                         "iptables -w -t nat -S printed Welcome!, which is no table",
+		"\xff" + strings.Repeat("no ", 1000): "printed ?no no ",
+		"-P INPUT ACCEPT\n":                  "there is no chain POSTROUTING to jump to OURS from",
+	} {
+		f := newFake()
+		f.listing = func() (string, error) { return printed, nil }
+		changes, err := f.Sync(t.Context(), testChains)
+		if err == nil || !strings.Contains(err.Error(), want) || len(err.Error()) > 500 || len(changes) > 0 || len(f.commands) != 1 {
+			t.Errorf("%.20q: changed %q, ran %q, error %v", printed, changes, f.commands, err)
+		}
+	}
+}
+
+// A lock that is held for long is one message, of the program that waits for it.
+func TestLockHeld(t *testing.T) {
+	inNamespace(t, func(t *testing.T, program string) {
+		if program != "iptables-legacy" {
+			t.Skip("iptables-nft has no lock")
+		}
+		tables, err := NewWith(t.Context(), program)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// Not the machine's lock, which others wait for.
+		file := filepath.Join(t.TempDir(), "lock")
+		t.Setenv("XTABLES_LOCKFILE", file)
+		lock, err := os.OpenFile(file, os.O_CREATE|os.O_RDONLY, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer lock.Close()
+		if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+			t.Fatal(err)
+		}
+		tables.patience = time.Second
+		_, err = tables.Sync(t.Context(), testChains)
+		if want := "listing the iptables table nat: iptables-legacy: it did not end within 1s: it hangs, or another iptables process holds the lock"; err == nil || err.Error() != want {
+			t.Errorf("error %v, want %s", err, want)
+		}
+		lock.Close()
+		tables.patience = commandTime
+		if changes, err := tables.Sync(t.Context(), testChains); err != nil || len(changes) != 4 {
+			t.Errorf("with the lock free again: changed %q, error %v", changes, err)
+		}
+	})
+}
+
+// A program that hangs is not waited for when the caller ends.
+func TestHangingProgram(t *testing.T) {
+	dir := t.TempDir()
+	for _, name := range []string{"iptables", "iptables-restore"} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte("#!/bin/sh\nexec sleep 600\n"), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	start := time.Now()
+	if _, err := NewWith(ctx, filepath.Join(dir, "iptables")); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("error %v", err)
+	}
+	if took := time.Since(start); took > commandTime/2 {
+		t.Errorf("it took %v", took)
+	}
+}
+
+// Rules in the other kind of iptables are counted by chain, and nobody else's.
+func TestInLegacy(t *testing.T) {
+	inNamespace(t, func(t *testing.T, program string) {
+		tables, err := NewWith(t.Context(), program)
+		if err != nil {
+			t.Fatal(err)
+		}
+		look := func() string {
+			t.Helper()
+			found, err := tables.InLegacy(t.Context(), testChains, testLeftovers)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return strings.Join(found, ", ")
+		}
+		if got := look(); got != "" {
+			t.Errorf("with nothing there: %s", got)
+		}
+		script := "*nat\n:OURS - [0:0]\n:MORE - [0:0]\n:THEIRS - [0:0]\n" + rightTable[strings.Index(rightTable, "-A"):] +
+			"-A POSTROUTING -s 10.9.0.0/16 -j RETURN\nCOMMIT\n*filter\n-A OUTPUT -s 10.9.0.0/16 -j ACCEPT\n-A OUTPUT -d 10.9.0.0/16 -j ACCEPT\nCOMMIT\n"
+		if _, err := tables.command(t.Context(), script, []string{"iptables-legacy-restore", "--noflush"}); err != nil {
+			t.Fatal(err)
+		}
+		want := "1 rule in MORE of nat, 2 rules in OURS of nat, 1 rule in OUTPUT of nat, 2 rules in POSTROUTING of nat"
+		if program == "iptables-legacy" {
+			want = "" // iptables shows them itself
+		}
+		if got := look(); got != want {
+			t.Errorf("found %q, want %q", got, want)
+		}
+	})
 }
 
 func TestErrorsSayWhat(t *testing.T) {
@@ -166,14 +299,14 @@ func TestOutput(t *testing.T) {
 
 func TestNewWithout(t *testing.T) {
 	dir := t.TempDir()
-	_, err := NewWith(filepath.Join(dir, "iptables"))
+	_, err := NewWith(t.Context(), filepath.Join(dir, "iptables"))
 	if err == nil || !strings.Contains(err.Error(), "install the package iptables") {
 		t.Errorf("without iptables: %v", err)
 	}
 	if err := os.WriteFile(filepath.Join(dir, "iptables"), []byte("#!/bin/sh\n"), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	_, err = NewWith(filepath.Join(dir, "iptables"))
+	_, err = NewWith(t.Context(), filepath.Join(dir, "iptables"))
 	if err == nil || !strings.Contains(err.Error(), "iptables-restore, which belongs beside") {
 		t.Errorf("without iptables-restore: %v", err)
 	}
@@ -197,7 +330,7 @@ func TestVersions(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
-		tables, err := NewWith(filepath.Join(dir, "iptables"))
+		tables, err := NewWith(t.Context(), filepath.Join(dir, "iptables"))
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -211,6 +344,65 @@ func TestVersions(t *testing.T) {
 // TestNoGap states the property that traffic depends on: while things are put
 // right, nobody ever sees one of our rules or the jump missing.
 func TestNoGap(t *testing.T) {
+	inNamespace(t, func(t *testing.T, program string) {
+		namespace, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer unix.Close(namespace)
+		tables, err := NewWith(t.Context(), program)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := tables.Sync(t.Context(), testChains); err != nil {
+			t.Fatal(err)
+		}
+
+		var stop atomic.Bool
+		watched := make(chan string, 1)
+		go func() {
+			runtime.LockOSThread()
+			if err := unix.Setns(namespace, unix.CLONE_NEWNET); err != nil {
+				watched <- "entering the namespace: " + err.Error()
+				return
+			}
+			for !stop.Load() {
+				text, err := tables.command(context.Background(), "", tables.listing("nat"))
+				if err != nil {
+					watched <- err.Error()
+					return
+				}
+				for _, want := range []string{"-A POSTROUTING -j OURS", "-A OURS -s 10.1.0.0/16 -j ACCEPT", "-A OURS -j RETURN", "-A OUTPUT -j MORE", "-A MORE -j ACCEPT"} {
+					if !strings.Contains(text, want+"\n") {
+						watched <- "for a moment there was no " + want + " in\n" + text
+						return
+					}
+				}
+			}
+			watched <- ""
+		}()
+		for range 25 {
+			script := "*nat\n-I OURS -s 192.0.2.1/32 -j RETURN\n-I POSTROUTING -s 192.0.2.1/32 -j RETURN\n-A OUTPUT -j MORE\nCOMMIT\n"
+			if _, err := tables.command(context.Background(), script, tables.restore); err != nil {
+				t.Error(err)
+				break
+			}
+			if changes, err := tables.Sync(t.Context(), testChains); err != nil || len(changes) != 3 {
+				t.Errorf("changed %q, error %v", changes, err)
+				break
+			}
+		}
+		stop.Store(true)
+		if said := <-watched; said != "" {
+			t.Error(said)
+		}
+	})
+}
+
+// inNamespace runs the test in a network namespace of its own, once for each
+// iptables program there is. The thread is never given back, so that it and the
+// namespace end with the test.
+func inNamespace(t *testing.T, test func(t *testing.T, program string)) {
 	if os.Getuid() != 0 {
 		t.Skip("needs root to make a network namespace")
 	}
@@ -221,63 +413,11 @@ func TestNoGap(t *testing.T) {
 		}
 		programs++
 		t.Run(program, func(t *testing.T) {
-			// The threads are never given back, so that they and the namespace
-			// end with the test.
 			runtime.LockOSThread()
 			if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 				t.Skipf("cannot make a network namespace: %v", err)
 			}
-			namespace, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
-			if err != nil {
-				t.Fatal(err)
-			}
-			defer unix.Close(namespace)
-			tables, err := NewWith(program)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if _, err := tables.Sync(t.Context(), testChains); err != nil {
-				t.Fatal(err)
-			}
-
-			var stop atomic.Bool
-			watched := make(chan string, 1)
-			go func() {
-				runtime.LockOSThread()
-				if err := unix.Setns(namespace, unix.CLONE_NEWNET); err != nil {
-					watched <- "entering the namespace: " + err.Error()
-					return
-				}
-				for !stop.Load() {
-					text, err := tables.command(context.Background(), "", tables.listing("nat"))
-					if err != nil {
-						watched <- err.Error()
-						return
-					}
-					for _, want := range []string{"-A POSTROUTING -j OURS", "-A OURS -s 10.1.0.0/16 -j ACCEPT", "-A OURS -j RETURN", "-A OUTPUT -j MORE", "-A MORE -j ACCEPT"} {
-						if !strings.Contains(text, want+"\n") {
-							watched <- "for a moment there was no " + want + " in\n" + text
-							return
-						}
-					}
-				}
-				watched <- ""
-			}()
-			for range 25 {
-				script := "*nat\n-I OURS -s 192.0.2.1/32 -j RETURN\n-I POSTROUTING -s 192.0.2.1/32 -j RETURN\n-A OUTPUT -j MORE\nCOMMIT\n"
-				if _, err := tables.command(context.Background(), script, tables.restore); err != nil {
-					t.Error(err)
-					break
-				}
-				if changes, err := tables.Sync(t.Context(), testChains); err != nil || len(changes) != 3 {
-					t.Errorf("changed %q, error %v", changes, err)
-					break
-				}
-			}
-			stop.Store(true)
-			if said := <-watched; said != "" {
-				t.Error(said)
-			}
+			test(t, program)
 		})
 	}
 	if programs == 0 {

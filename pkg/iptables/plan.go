@@ -2,6 +2,7 @@ package iptables
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 )
@@ -21,11 +22,14 @@ func parse(text string) listing {
 		op, rest, _ := strings.Cut(strings.TrimSpace(line), " ")
 		name, rule, _ := strings.Cut(rest, " ")
 		switch op {
-		case "-P", "-N":
-			l.names = append(l.names, name)
-			l.rules[name] = nil
-		case "-A":
-			l.rules[name] = append(l.rules[name], rule)
+		case "-P", "-N", "-A":
+			if !l.has(name) {
+				l.names = append(l.names, name)
+				l.rules[name] = nil
+			}
+			if op == "-A" {
+				l.rules[name] = append(l.rules[name], rule)
+			}
 		}
 		// Anything else is a remark, such as that the other kind of iptables
 		// has rules too.
@@ -38,13 +42,16 @@ func (l listing) has(chain string) bool {
 	return ok
 }
 
-// plan works out what makes table, as it is now, what chains ask for: the input
-// for iptables-restore --noflush, and the same in words. Both are empty when
-// nothing is wrong.
-func plan(table string, have listing, chains []Chain) (script string, changes []string, err error) {
+// plan works out what makes table, as it is now, what chains ask for, without
+// the leftovers: the input for iptables-restore --noflush, and the same in words.
+// Both are empty when nothing is wrong.
+func plan(table string, have listing, chains []Chain, leftovers []Leftover) (script string, changes []string, err error) {
 	var (
 		declared []string // chains that are made or emptied
-		lines    []string
+		filled   []string // their rules
+		gone     = make(strokes)
+		places   []place
+		added    []string // jumps that come first or last
 	)
 	say := func(format string, args ...any) {
 		changes = append(changes, table+": "+fmt.Sprintf(format, args...))
@@ -66,7 +73,7 @@ func plan(table string, have listing, chains []Chain) (script string, changes []
 			// empties it. The rules follow in the same transaction.
 			declared = append(declared, c.Name)
 			for _, rule := range c.Rules {
-				lines = append(lines, "-A "+c.Name+" "+rule)
+				filled = append(filled, "-A "+c.Name+" "+rule)
 			}
 			if !have.has(c.Name) {
 				say("made chain %s with %s", c.Name, count(len(c.Rules)))
@@ -75,6 +82,23 @@ func plan(table string, have listing, chains []Chain) (script string, changes []
 			}
 		}
 	}
+
+	// What is left over goes before the jumps are looked at, since they may take
+	// its place.
+	var takenOut []string
+	for _, l := range leftovers {
+		rules := have.rules[l.Chain]
+		var found []string
+		for _, i := range l.Find(rules) {
+			if gone.add(l.Chain, i) {
+				found = append(found, rules[i])
+			}
+		}
+		if len(found) > 0 {
+			takenOut = append(takenOut, fmt.Sprintf("took out of %s what an older daemon left: %s", l.Chain, strings.Join(counted(found), ", ")))
+		}
+	}
+	oldest := gone.first()
 
 	for _, c := range chains {
 		if c.Absent {
@@ -87,80 +111,93 @@ func plan(table string, have listing, chains []Chain) (script string, changes []
 			return "", nil, fmt.Errorf("chain %s is our own: a jump from it to %s belongs among its rules", c.Parent, c.Name)
 		}
 		jump := "-j " + c.Name
-		var jumps []string
-		inPlace := false
-		for i, rule := range have.rules[c.Parent] {
+		rules := have.rules[c.Parent]
+		var jumps []int
+		plain := -1 // the jump to be kept, if it is in its place
+		for i, rule := range rules {
 			if target(rule) == c.Name {
-				jumps = append(jumps, rule)
-				inPlace = inPlace || rule == jump && (i == 0 || !c.First)
+				jumps = append(jumps, i)
+				if rule == jump {
+					plain = i
+				}
 			}
 		}
-		if inPlace && len(jumps) == 1 {
-			continue
+		before, replaces := oldest[c.Parent]
+		replaces = replaces && !c.First
+		if len(jumps) == 1 && plain >= 0 {
+			if c.First && gone.ahead(c.Parent, plain) == 0 || !c.First && (!replaces || plain < before) {
+				continue
+			}
 		}
 		// All out and the one in: within the transaction nobody sees it gone.
 		// Without First one that is in its place stays there, as the last:
 		// deleting takes the first of those that are alike.
-		keep := -1
-		if !c.First {
-			for i, rule := range jumps {
-				if rule == jump {
-					keep = i
-				}
-			}
-		}
-		for i, rule := range jumps {
-			if i != keep {
-				lines = append(lines, "-D "+c.Parent+" "+rule)
+		for _, i := range jumps {
+			if i != plain || c.First || replaces {
+				gone.add(c.Parent, i)
 			}
 		}
 		switch {
 		case c.First:
-			lines = append(lines, "-I "+c.Parent+" 1 "+jump)
-		case keep < 0:
-			lines = append(lines, "-A "+c.Parent+" "+jump)
+			added = append(added, "-I "+c.Parent+" 1 "+jump)
+		case replaces:
+			if i := slices.Index(rules, jump); i >= 0 {
+				before = min(before, i)
+			}
+			places = append(places, place{c.Parent, before, jump})
+		case plain < 0:
+			added = append(added, "-A "+c.Parent+" "+jump)
 		}
 		switch {
 		case len(jumps) == 0:
 			say("added the jump from %s to %s", c.Parent, c.Name)
-		case len(jumps) == 1 && c.First && jumps[0] == jump:
+		case len(jumps) == 1 && c.First && plain >= 0:
 			say("made the jump from %s to %s the first rule", c.Parent, c.Name)
+		case len(jumps) == 1 && plain >= 0:
+			say("moved the jump from %s to %s up to where an older daemon left rules", c.Parent, c.Name)
 		case len(jumps) == 1:
-			say("replaced %q in %s by the jump to %s", jumps[0], c.Parent, c.Name)
+			say("replaced %q in %s by the jump to %s", rules[jumps[0]], c.Parent, c.Name)
 		default:
 			say("left one of %d jumps from %s to %s", len(jumps), c.Parent, c.Name)
 		}
 	}
+	for _, text := range takenOut {
+		say("%s", text)
+	}
 
+	var emptied, removed []string
 	for _, c := range chains {
 		if !c.Absent || !have.has(c.Name) {
 			continue
 		}
-		lines = append(lines, "-F "+c.Name)
+		emptied = append(emptied, "-F "+c.Name)
 		for _, from := range have.names {
 			// Chains emptied in this transaction hold no jump any more.
-			if from == c.Name || slices.Contains(declared, from) ||
+			if slices.Contains(declared, from) ||
 				slices.ContainsFunc(chains, func(o Chain) bool { return o.Absent && o.Name == from }) {
 				continue
 			}
-			for _, rule := range have.rules[from] {
+			for i, rule := range have.rules[from] {
 				if target(rule) == c.Name {
-					lines = append(lines, "-D "+from+" "+rule)
+					gone.add(from, i)
 				}
 			}
 		}
+		// Last, when all of them are empty, so that they may have jumped to each other.
+		removed = append(removed, "-X "+c.Name)
 		say("took out chain %s and the jumps to it", c.Name)
-	}
-	// Last, when all of them are empty, so that they may have jumped to each other.
-	for _, c := range chains {
-		if c.Absent && have.has(c.Name) {
-			lines = append(lines, "-X "+c.Name)
-		}
 	}
 
 	if len(changes) == 0 {
 		return "", nil, nil
 	}
+	lines := slices.Concat(filled, emptied, gone.lines(have))
+	// From the end, so that one does not shift the others.
+	slices.SortStableFunc(places, func(a, b place) int { return b.before - a.before })
+	for _, p := range places {
+		lines = append(lines, fmt.Sprintf("-I %s %d %s", p.chain, gone.ahead(p.chain, p.before)+1, p.jump))
+	}
+	lines = slices.Concat(lines, added, removed)
 	var b strings.Builder
 	fmt.Fprintf(&b, "*%s\n", table)
 	for _, name := range declared {
@@ -171,6 +208,77 @@ func plan(table string, have listing, chains []Chain) (script string, changes []
 	}
 	b.WriteString("COMMIT\n")
 	return b.String(), changes, nil
+}
+
+// place is where a jump comes in: in front of the rule that had this index.
+type place struct {
+	chain  string
+	before int
+	jump   string
+}
+
+// strokes are the rules to be deleted, by chain and index.
+type strokes map[string]map[int]bool
+
+// add reports whether the rule was not among them yet.
+func (s strokes) add(chain string, i int) bool {
+	if s[chain] == nil {
+		s[chain] = make(map[int]bool)
+	}
+	was := s[chain][i]
+	s[chain][i] = true
+	return !was
+}
+
+// ahead is how many rules in front of the index stay.
+func (s strokes) ahead(chain string, index int) int {
+	n := 0
+	for i := range index {
+		if !s[chain][i] {
+			n++
+		}
+	}
+	return n
+}
+
+// first is the lowest index in each chain that has any.
+func (s strokes) first() map[string]int {
+	all := make(map[string]int)
+	for chain, struck := range s {
+		if len(struck) > 0 {
+			all[chain] = slices.Min(slices.Collect(maps.Keys(struck)))
+		}
+	}
+	return all
+}
+
+// lines delete the rules. A rule is named by its text, of which iptables deletes
+// the first that is alike, so that no change by others in the meantime makes us
+// hit another rule. Only where one that is alike and stays is in front of it does
+// it take the number; such go first and from the end, while the numbers hold.
+func (s strokes) lines(have listing) []string {
+	var lines []string
+	for _, chain := range have.names {
+		if len(s[chain]) == 0 {
+			continue
+		}
+		rules := have.rules[chain]
+		stays := make(map[string]bool) // texts met in front that stay
+		var byNumber, byText []string
+		for i, rule := range rules {
+			switch {
+			case !s[chain][i]:
+				stays[rule] = true
+			case stays[rule]:
+				byNumber = append(byNumber, fmt.Sprintf("-D %s %d", chain, i+1))
+			default:
+				byText = append(byText, "-D "+chain+" "+rule)
+			}
+		}
+		slices.Reverse(byNumber)
+		lines = slices.Concat(lines, byNumber, byText)
+	}
+	return lines
 }
 
 // difference says in a few words in what the rules of a chain were wrong.
@@ -207,6 +315,24 @@ func quoted(rules []string) []string {
 	out := make([]string, len(rules))
 	for i, rule := range rules {
 		out[i] = `"` + rule + `"`
+	}
+	return out
+}
+
+// counted is quoted, each once, with how often it is there.
+func counted(rules []string) []string {
+	times := make(map[string]int)
+	var all []string
+	for _, rule := range rules {
+		if times[rule]++; times[rule] == 1 {
+			all = append(all, rule)
+		}
+	}
+	out := quoted(all)
+	for i, rule := range all {
+		if n := times[rule]; n > 1 {
+			out[i] += fmt.Sprintf(" (%d times)", n)
+		}
 	}
 	return out
 }

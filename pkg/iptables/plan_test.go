@@ -84,7 +84,7 @@ func TestPlan(t *testing.T) {
 				}
 				text = strings.Replace(text, test.edit[i], test.edit[i+1], 1)
 			}
-			script, changes, err := plan("nat", parse(text), testChains)
+			script, changes, err := plan("nat", parse(text), testChains, nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -93,6 +93,82 @@ func TestPlan(t *testing.T) {
 			}
 			if diff := cmp.Diff(test.changes, strings.Join(changes, ", ")); diff != "" {
 				t.Errorf("changes (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// What an older daemon left goes in the step that brings ours in, and the jump
+// takes its place.
+func TestPlanTakesOver(t *testing.T) {
+	for _, test := range []struct {
+		name string
+		have string
+		want string
+	}{
+		{
+			name: "in front of a rule of somebody else's",
+			have: "-P POSTROUTING ACCEPT\n-P OUTPUT ACCEPT\n-A POSTROUTING -s 10.9.0.0/16 -j RETURN\n" +
+				"-A OUTPUT -j RETURN\n-A OUTPUT -s 10.9.0.0/16 -j ACCEPT\n-A OUTPUT -d 10.9.0.0/16 -j ACCEPT\n-A OUTPUT -j DROP\n",
+			want: `*nat
+:OURS - [0:0]
+:MORE - [0:0]
+-A OURS -s 10.1.0.0/16 -j ACCEPT
+-A OURS -j RETURN
+-A MORE -j ACCEPT
+-D POSTROUTING -s 10.9.0.0/16 -j RETURN
+-D OUTPUT -s 10.9.0.0/16 -j ACCEPT
+-D OUTPUT -d 10.9.0.0/16 -j ACCEPT
+-I OUTPUT 2 -j MORE
+-I POSTROUTING 1 -j OURS
+COMMIT
+nat: made chain OURS with 2 rules
+nat: made chain MORE with 1 rule
+nat: added the jump from POSTROUTING to OURS
+nat: added the jump from OUTPUT to MORE
+nat: took out of POSTROUTING what an older daemon left: "-s 10.9.0.0/16 -j RETURN"
+nat: took out of OUTPUT what an older daemon left: "-s 10.9.0.0/16 -j ACCEPT", "-d 10.9.0.0/16 -j ACCEPT"
+`,
+		},
+		{
+			name: "behind one that is alike and stays, and copies",
+			have: strings.Replace(rightTable, "-A OUTPUT -j MORE\n", "-A OUTPUT -j MORE\n-A OUTPUT -s 10.9.0.0/16 -j ACCEPT\n-A OUTPUT -j RETURN\n"+
+				strings.Repeat("-A OUTPUT -s 10.9.0.0/16 -j ACCEPT\n-A OUTPUT -d 10.9.0.0/16 -j ACCEPT\n", 2), 1),
+			want: `*nat
+-D OUTPUT 7
+-D OUTPUT 5
+-D OUTPUT -d 10.9.0.0/16 -j ACCEPT
+-D OUTPUT -d 10.9.0.0/16 -j ACCEPT
+COMMIT
+nat: took out of OUTPUT what an older daemon left: "-s 10.9.0.0/16 -j ACCEPT" (2 times), "-d 10.9.0.0/16 -j ACCEPT" (2 times)
+`,
+		},
+		{
+			name: "where the jump is behind them",
+			have: strings.Replace(rightTable, "-A OUTPUT -j MORE\n", "-A OUTPUT -s 10.9.0.0/16 -j ACCEPT\n-A OUTPUT -d 10.9.0.0/16 -j ACCEPT\n-A OUTPUT -j DROP\n-A OUTPUT -j MORE\n", 1),
+			want: `*nat
+-D OUTPUT -s 10.9.0.0/16 -j ACCEPT
+-D OUTPUT -d 10.9.0.0/16 -j ACCEPT
+-D OUTPUT -j MORE
+-I OUTPUT 2 -j MORE
+COMMIT
+nat: moved the jump from OUTPUT to MORE up to where an older daemon left rules
+nat: took out of OUTPUT what an older daemon left: "-s 10.9.0.0/16 -j ACCEPT", "-d 10.9.0.0/16 -j ACCEPT"
+`,
+		},
+		{
+			name: "where the jump that is to be first comes behind them only",
+			have: strings.Replace(rightTable, "-A POSTROUTING -j OURS\n", "-A POSTROUTING -d 10.9.0.0/16 -j RETURN\n-A POSTROUTING -j OURS\n", 1),
+			want: "*nat\n-D POSTROUTING -d 10.9.0.0/16 -j RETURN\nCOMMIT\nnat: took out of POSTROUTING what an older daemon left: \"-d 10.9.0.0/16 -j RETURN\"\n",
+		},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			script, changes, err := plan("nat", parse(test.have), testChains, testLeftovers)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if diff := cmp.Diff(test.want, script+strings.Join(changes, "\n")+"\n"); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
 	}
@@ -108,7 +184,7 @@ func TestPlanRefuses(t *testing.T) {
 		{[]Chain{{Name: "A", Parent: "NOWHERE"}}, "there is no chain NOWHERE to jump to A from"},
 		{[]Chain{{Name: "A", Parent: "OUTPUT"}, {Name: "B", Parent: "A"}}, "chain A is our own: a jump from it to B belongs among its rules"},
 	} {
-		_, _, err := plan("nat", parse(rightTable), test.chains)
+		_, _, err := plan("nat", parse(rightTable), test.chains, nil)
 		if err == nil || err.Error() != test.want {
 			t.Errorf("%v: error %v, want %s", test.chains, err, test.want)
 		}
