@@ -97,6 +97,7 @@ func parseFlags(args []string, getenv func(string) string, help io.Writer) (opti
 		between("iptables-resync", resync, 1, 24*60*60),
 		between("healthz-port", health, 0, 65535),
 		together("etcd-certfile", o.etcd.CertFile, "etcd-keyfile", o.etcd.KeyFile),
+		together("etcd-username", o.etcd.Username, "etcd-password", o.etcd.Password),
 		notEmpty("etcd-prefix", strings.Trim(o.etcd.Prefix, "/")),
 		notEmpty("subnet-file", o.node.SubnetFile),
 	} {
@@ -132,6 +133,10 @@ func parseAll(fs *flag.FlagSet, args []string) error {
 		case fs.NArg() == 0:
 			return nil
 		case fs.Arg(0) != "":
+			if fs.Lookup("etcd-password").Value.String() != "" {
+				// It may be the rest of a password with a blank in it.
+				return errors.New("there is an argument that is not a flag: all arguments are flags, see --help, and what has blanks in it wants quotes; it is not shown, as it may belong to --etcd-password")
+			}
 			return fmt.Errorf("%q is not a flag: all arguments are flags, see --help", fs.Arg(0))
 		}
 		args = fs.Args()[1:]
@@ -184,6 +189,11 @@ func parseEndpoints(s string, to *[]string) error {
 		e = strings.TrimSpace(e)
 		if e == "" {
 			continue
+		}
+		if at := strings.LastIndexByte(e, '@'); at >= 0 {
+			// It may be a password, and this goes to a log. Nor would it be used: the
+			// client takes name and password for all members from elsewhere.
+			return fmt.Errorf("--etcd-endpoints: there is an @ with something before it in the URL with %q: a user is given by --etcd-username and "+envPrefix+"ETCD_PASSWORD", e[at:])
 		}
 		u, err := url.Parse(e)
 		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {

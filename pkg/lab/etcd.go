@@ -22,6 +22,7 @@ type Etcd struct {
 	data    string
 	members string    // as --initial-cluster wants them; empty for a cluster of one
 	tls     bool      // other hosts come in by TLS
+	peerTLS bool      // members do among themselves
 	auth    [2]string // name and password to come in with; no name for none
 	mended  func()    // undoes Isolate and Partition
 }
@@ -102,7 +103,13 @@ func (e *Etcd) Start() {
 	e.Process = e.host.Start("etcd", append(args, e.args...)...)
 }
 
-func (e *Etcd) peerURL() string { return fmt.Sprintf("http://%v:%d", e.host.addr, etcdPeerPort) }
+func (e *Etcd) peerURL() string {
+	scheme := "http"
+	if e.peerTLS {
+		scheme = "https"
+	}
+	return fmt.Sprintf("%s://%v:%d", scheme, e.host.addr, etcdPeerPort)
+}
 
 // Await waits until etcd answers, and as a member of several knows its leader.
 func (e *Etcd) Await() {

@@ -96,14 +96,37 @@ func Replace(name string, text []byte) error {
 func (h *Host) EtcdTLS(ca *CA, args ...string) *Etcd {
 	h.lab.Helper()
 	e := h.newEtcd(args...)
-	e.tls = true
-	file := func(name string) string { return filepath.Join(h.Dir, name) }
-	e.args = append([]string{"--cert-file", file("server.pem"), "--key-file", file("server-key.pem"),
-		"--client-cert-auth", "--trusted-ca-file", file("clients-ca.pem")}, args...)
-	h.lab.Must(Replace(file("clients-ca.pem"), ca.PEM))
-	e.Certify(ca)
+	e.useTLS(ca)
 	e.Restart()
 	return e
+}
+
+// StartEtcdTLS is [StartEtcd] for members that are each like [Host.EtcdTLS]'s, and
+// that talk to each other by TLS with the same certificates.
+func StartEtcdTLS(ca *CA, hosts ...*Host) EtcdMembers {
+	var m EtcdMembers
+	for _, h := range hosts {
+		h.lab.Helper()
+		e := h.newEtcd()
+		e.useTLS(ca)
+		e.peerTLS = true
+		e.args = append(e.args, "--peer-cert-file", e.file("server.pem"), "--peer-key-file", e.file("server-key.pem"),
+			"--peer-client-cert-auth", "--peer-trusted-ca-file", e.file("clients-ca.pem"))
+		m = append(m, e)
+	}
+	m.found()
+	return m
+}
+
+func (e *Etcd) file(name string) string { return filepath.Join(e.host.Dir, name) }
+
+func (e *Etcd) useTLS(ca *CA) {
+	e.host.lab.Helper()
+	e.tls = true
+	e.args = append([]string{"--cert-file", e.file("server.pem"), "--key-file", e.file("server-key.pem"),
+		"--client-cert-auth", "--trusted-ca-file", e.file("clients-ca.pem")}, e.args...)
+	e.host.lab.Must(Replace(e.file("clients-ca.pem"), ca.PEM))
+	e.Certify(ca)
 }
 
 // Certify gives an etcd with TLS a certificate of another CA's for itself; that
@@ -112,8 +135,15 @@ func (e *Etcd) Certify(ca *CA) {
 	e.host.lab.Helper()
 	c, err := ca.Issue("etcd", time.Now().Add(time.Hour), e.host.addr)
 	e.host.lab.Must(err)
-	e.host.lab.Must(Replace(filepath.Join(e.host.Dir, "server.pem"), c.Cert))
-	e.host.lab.Must(Replace(filepath.Join(e.host.Dir, "server-key.pem"), c.Key))
+	e.Present(c)
+}
+
+// Present is [Etcd.Certify] for a certificate as it should not be. It counts for
+// connections that are made from then on.
+func (e *Etcd) Present(c Certificate) {
+	e.host.lab.Helper()
+	e.host.lab.Must(Replace(e.file("server.pem"), c.Cert))
+	e.host.lab.Must(Replace(e.file("server-key.pem"), c.Key))
 }
 
 // EnableAuth makes etcd's v2 API demand user and password of everybody, from
@@ -128,18 +158,38 @@ func (e *Etcd) EnableAuth() {
 	e.must(http.MethodDelete, "/v2/auth/roles/guest", nil)
 }
 
+// EnableAuth is [Etcd.EnableAuth] for all members.
+func (m EtcdMembers) EnableAuth() {
+	m[0].host.lab.Helper()
+	m[0].EnableAuth()
+	for _, e := range m {
+		e.auth = m[0].auth
+	}
+}
+
 // SetUser makes a user who may read and write all below a prefix, or gives one
 // who is there another password.
 func (e *Etcd) SetUser(name, password, prefix string) {
 	e.host.lab.Helper()
-	if _, err := e.Ask(http.MethodGet, "/v2/auth/roles/"+name, nil); err != nil {
+	if _, err := e.Ask(http.MethodGet, "/v2/auth/users/"+name, nil); err != nil {
 		below := []string{"/" + strings.Trim(prefix, "/") + "/*"}
-		e.must(http.MethodPut, "/v2/auth/roles/"+name, map[string]any{"role": name,
-			"permissions": map[string]any{"kv": map[string]any{"read": below, "write": below}}})
+		e.SetRole(name, below, below)
 		e.must(http.MethodPut, "/v2/auth/users/"+name, map[string]any{"user": name, "password": password, "roles": []string{name}})
 		return
 	}
 	e.must(http.MethodPut, "/v2/auth/users/"+name, map[string]any{"user": name, "password": password})
+}
+
+// SetRole says what the user of a name may read and write, in place of what that
+// was: keys, or all that begin like what comes before a *.
+func (e *Etcd) SetRole(name string, read, write []string) {
+	e.host.lab.Helper()
+	if _, err := e.Ask(http.MethodGet, "/v2/auth/roles/"+name, nil); err == nil {
+		e.must(http.MethodDelete, "/v2/auth/roles/"+name, nil)
+	}
+	none := func(keys []string) []string { return append([]string{}, keys...) } // an empty list and not null
+	e.must(http.MethodPut, "/v2/auth/roles/"+name, map[string]any{"role": name,
+		"permissions": map[string]any{"kv": map[string]any{"read": none(read), "write": none(write)}}})
 }
 
 func (e *Etcd) must(method, path string, send any) {

@@ -18,17 +18,24 @@ type EtcdMembers []*Etcd
 // all of them answer. It works like [Host.Etcd] otherwise.
 func StartEtcd(hosts ...*Host) EtcdMembers {
 	var m EtcdMembers
-	var all []string
 	for _, h := range hosts {
-		e := h.newEtcd()
-		m = append(m, e)
-		all = append(all, h.Name+"="+e.peerURL())
+		m = append(m, h.newEtcd())
+	}
+	m.found()
+	return m
+}
+
+// found starts the members as one etcd.
+func (m EtcdMembers) found() {
+	var all []string
+	for _, e := range m {
+		e.host.lab.Helper()
+		all = append(all, e.host.Name+"="+e.peerURL())
 	}
 	for _, e := range m {
 		e.members = strings.Join(all, ",")
 	}
 	m.Restart()
-	return m
 }
 
 // Restart starts these members, again if they run, and returns when they

@@ -23,8 +23,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"go.etcd.io/etcd/client/pkg/v3/transport"
 	"go.etcd.io/etcd/client/v2"
+
+	"k8s.io/klog/v2"
 
 	"flanneld/subnet"
 )
@@ -51,7 +52,9 @@ type Store struct {
 	// member it is on, and not to go on where another history may be told.
 	single map[string]client.KeysAPI
 	prefix string
-	listed atomic.Int64 // leases in the latest list
+	// username is the one that requests are made with, empty for none.
+	username string
+	listed   atomic.Int64 // leases in the latest list
 }
 
 var _ subnet.Store = (*Store)(nil)
@@ -60,10 +63,8 @@ var _ subnet.Store = (*Store)(nil)
 // options: a URL or TLS file that cannot be used.
 func New(o Options) (*Store, error) {
 	prefix := path.Join("/", o.Prefix)
-	m, err := newMembers(transport.TLSInfo{TrustedCAFile: o.CAFile, CertFile: o.CertFile, KeyFile: o.KeyFile}, path.Join(prefix, "config"))
-	if err != nil {
-		return nil, fmt.Errorf("setting up TLS to etcd with the files given: %w", err)
-	}
+	files := tlsFiles{o.CAFile, o.CertFile, o.KeyFile}
+	m := newMembers(files, path.Join(prefix, "config"))
 	keys := func(endpoints ...string) (client.KeysAPI, error) {
 		c, err := client.New(client.Config{Endpoints: endpoints, Transport: m, Username: o.Username, Password: o.Password})
 		if err != nil {
@@ -71,10 +72,8 @@ func New(o Options) (*Store, error) {
 		}
 		return client.NewKeysAPI(c), nil
 	}
-	s := &Store{members: m, prefix: prefix, single: map[string]client.KeysAPI{}}
-	if s.keys, err = keys(o.Endpoints...); err != nil {
-		return nil, err
-	}
+	s := &Store{members: m, prefix: prefix, username: o.Username, single: map[string]client.KeysAPI{}}
+	var plain []string
 	for _, e := range o.Endpoints {
 		u, err := url.Parse(e)
 		if err != nil {
@@ -83,6 +82,23 @@ func New(o Options) (*Store, error) {
 		if s.single[rootOf(u)], err = keys(e); err != nil {
 			return nil, err
 		}
+		if u.Scheme == "http" {
+			plain = append(plain, rootOf(u))
+		}
+	}
+	var err error
+	if s.keys, err = keys(o.Endpoints...); err != nil {
+		return nil, err
+	}
+	if len(plain) < len(o.Endpoints) {
+		// What is wrong with the files is to show now, and not when the first
+		// connection is made. Through a proxy connections are made with these.
+		if m.http.TLSClientConfig, err = files.config(); err != nil {
+			return nil, err
+		}
+	}
+	if len(plain) > 0 && files.any() {
+		klog.Warningf("The files for TLS are of no use with %s: write https:// in --etcd-endpoints if etcd is served there with TLS", strings.Join(plain, ", "))
 	}
 	return s, nil
 }
@@ -104,7 +120,7 @@ func (s *Store) leaseKey(k string) string { return path.Join(s.subnetsDir(), k) 
 func (s *Store) Config(ctx context.Context) (string, uint64, error) {
 	resp, err := whole(s.keys.Get(ctx, s.configKey(), &client.GetOptions{Quorum: true}))
 	if err != nil {
-		index, err := explain("reading", s.configKey(), err)
+		index, err := s.explain(ctx, "reading", s.configKey(), err)
 		return "", index, err
 	}
 	if resp.Node.Dir {
@@ -117,7 +133,7 @@ func (s *Store) Config(ctx context.Context) (string, uint64, error) {
 func (s *Store) AwaitConfig(ctx context.Context, revision uint64) error {
 	keys, _ := s.here()
 	_, err := next(ctx, keys.Watcher(s.configKey(), &client.WatcherOptions{AfterIndex: revision}))
-	_, err = explain("watching", s.configKey(), err)
+	_, err = s.explain(ctx, "watching", s.configKey(), err)
 	return err
 }
 
@@ -130,7 +146,7 @@ func (s *Store) List(ctx context.Context) ([]subnet.Entry, uint64, error) {
 	began := time.Now()
 	resp, err := s.list(ctx)
 	if err != nil {
-		index, err := explain("listing", s.subnetsDir(), err)
+		index, err := s.explain(ctx, "listing", s.subnetsDir(), err)
 		if errors.Is(err, subnet.ErrNotFound) {
 			return nil, index, nil // nobody has leased anything yet
 		}
@@ -151,7 +167,7 @@ func (s *Store) list(ctx context.Context) (*client.Response, error) {
 	keys, last := s.here()
 	if time.Since(last.at) > freshEnough {
 		_, err := s.keys.Get(ctx, s.configKey(), &client.GetOptions{Quorum: true})
-		if _, explained := explain("reading", s.configKey(), err); explained != nil && !errors.Is(explained, subnet.ErrNotFound) {
+		if _, explained := s.explain(ctx, "reading", s.configKey(), err); explained != nil && !errors.Is(explained, subnet.ErrNotFound) {
 			return nil, err
 		}
 		keys, last = s.here()
@@ -178,7 +194,7 @@ func (s *Store) Get(ctx context.Context, key string) (subnet.Entry, error) {
 	asked := time.Now()
 	resp, err := whole(s.keys.Get(ctx, s.leaseKey(key), &client.GetOptions{Quorum: true}))
 	if err != nil {
-		_, err = explain("reading", s.leaseKey(key), err)
+		_, err = s.explain(ctx, "reading", s.leaseKey(key), err)
 		return subnet.Entry{}, err
 	}
 	return entry(resp.Node, asked), nil
@@ -209,7 +225,7 @@ func (s *Store) set(ctx context.Context, key, value string, opts *client.SetOpti
 	if err == nil {
 		return entry(resp.Node, asked), nil
 	}
-	_, err = explain("writing", s.leaseKey(key), err)
+	_, err = s.explain(ctx, "writing", s.leaseKey(key), err)
 	if errors.Is(err, subnet.ErrConflict) && s.members.failed.Load() != failed {
 		// The client has tried a second member when the first gave no answer, which
 		// may have made the write all the same.
@@ -229,7 +245,7 @@ func (s *Store) Delete(ctx context.Context, old subnet.Entry) error {
 		return subnet.ErrConflict
 	}
 	_, err := s.keys.Delete(ctx, s.leaseKey(old.Key), &client.DeleteOptions{PrevIndex: old.Revision, PrevValue: old.Value})
-	_, err = explain("deleting", s.leaseKey(old.Key), err)
+	_, err = s.explain(ctx, "deleting", s.leaseKey(old.Key), err)
 	return err
 }
 

@@ -208,7 +208,7 @@ func TestErrors(t *testing.T) {
 	}{
 		"no etcd": {[]string{notEtcd.URL}, "reading /net/config: the answer is not one of etcd's v2 API (from version 3.4 on etcd serves that only when started with --enable-v2)"},
 		"failing": {[]string{failing.URL}, "reading /net/config in etcd: " + failing.URL + " answers 503 Service Unavailable: oh no"},
-		"refused": {[]string{"http://" + refused.Addr().String()}, "reading /net/config in etcd: dial tcp " + refused.Addr().String() + ": connect: connection refused"},
+		"refused": {[]string{"http://" + refused.Addr().String()}, "reading /net/config in etcd: http://" + refused.Addr().String() + ": connecting to it: connection refused"},
 	} {
 		_, _, err := open(t, etcdv2.Options{Endpoints: test.endpoints, Prefix: "/net/"}).Config(t.Context())
 		if err == nil || !strings.HasPrefix(err.Error(), test.want) || strings.Contains(err.Error(), "\n") {

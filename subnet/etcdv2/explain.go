@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"strings"
 
 	"go.etcd.io/etcd/client/v2"
 
@@ -14,7 +13,7 @@ import (
 // explain turns an error of the client about a key into the answer it stands
 // for, or into one message that says what went wrong; and returns the index
 // that etcd's answer had.
-func explain(doing, key string, err error) (index uint64, _ error) {
+func (s *Store) explain(ctx context.Context, doing, key string, err error) (index uint64, _ error) {
 	var answer client.Error
 	var cluster *client.ClusterError
 	switch {
@@ -34,7 +33,7 @@ func explain(doing, key string, err error) (index uint64, _ error) {
 				said += " (" + answer.Cause + ")"
 			}
 			if answer.Code == client.ErrorCodeUnauthorized {
-				said += "; see to --etcd-username and --etcd-password, and to what that user may do"
+				said += "; " + s.unauthorized(ctx, doing, key)
 			}
 			return answer.Index, fmt.Errorf("%s %s: etcd says: %s", doing, key, said)
 		}
@@ -51,22 +50,25 @@ func explain(doing, key string, err error) (index uint64, _ error) {
 			return 0, fmt.Errorf("%s is %w", key, err)
 		}
 	}
-	return 0, fmt.Errorf("%s %s in etcd: %s", doing, key, oneLine(cluster))
+	return 0, fmt.Errorf("%s %s in etcd: %s", doing, key, together(cluster.Errors))
 }
 
-// oneLine lists what each endpoint said, the same thing once.
-func oneLine(c *client.ClusterError) string {
-	var all []string
-	said := map[string]bool{}
-	for _, err := range c.Errors {
-		text := err.Error()
-		if strings.HasSuffix(text, "EOF") || strings.Contains(text, "malformed HTTP") {
-			text += " (is it http in the endpoint's URL where https is needed, or the other way round?)"
+// unauthorized is what to do when etcd does not let this host do something. Its
+// answer is the same whatever the cause; but who may read the config, which is the
+// first thing any host does, has the right name and password.
+func (s *Store) unauthorized(ctx context.Context, doing, key string) string {
+	rights := fmt.Sprintf("flanneld has to read and write %s/*", s.prefix)
+	if s.username == "" {
+		who := "give --etcd-username and --etcd-password"
+		if s.members.files.cert != "" {
+			who += ", or a client certificate with the name"
 		}
-		if !said[text] {
-			said[text] = true
-			all = append(all, text)
+		return who + " of a user that may do this (" + rights + ")"
+	}
+	if key != s.configKey() {
+		if _, err := s.keys.Get(ctx, s.configKey(), nil); err == nil || client.IsKeyNotFound(err) {
+			return fmt.Sprintf("the user %q may read %s, so name and password are right: give it a role that may do this too (%s)", s.username, s.configKey(), rights)
 		}
 	}
-	return strings.Join(all, "; ")
+	return fmt.Sprintf("there is no user %q with the password given, or it may not do this: see to --etcd-username, --etcd-password and the roles of that user (%s; etcd's log says which it is)", s.username, rights)
 }

@@ -17,8 +17,6 @@ import (
 	"sync/atomic"
 	"time"
 
-	"go.etcd.io/etcd/client/pkg/v3/transport"
-
 	"flanneld/subnet"
 )
 
@@ -54,6 +52,8 @@ type members struct {
 	late   atomic.Int32 // answers that came too late since one came soon
 	failed atomic.Int64 // writes without an answer
 	pace   pace
+	files  tlsFiles
+	passed passed
 
 	config string // key that every user of the network may read
 
@@ -69,23 +69,43 @@ type answered struct {
 	index uint64    // how far etcd was then
 }
 
-func newMembers(files transport.TLSInfo, config string) (*members, error) {
-	tr, err := transport.NewTransport(files, dialTimeout) // reads the files, so that what is wrong with them shows at once
-	if err != nil {
-		return nil, err
-	}
+func newMembers(files tlsFiles, config string) *members {
 	dialer := &net.Dialer{Timeout: dialTimeout, KeepAliveConfig: keepAlive}
-	tr.DialContext = dialer.DialContext
-	tr.DialTLSContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
-		ctx, cancel := context.WithTimeout(ctx, answerTimeout)
-		defer cancel()
-		config, err := files.ClientConfig()
-		if err != nil {
-			return nil, fmt.Errorf("reading the TLS files: %w", err)
+	return &members{files: files, config: config, alive: map[string]time.Time{}, http: &http.Transport{
+		Proxy:       http.ProxyFromEnvironment,
+		DialContext: dialer.DialContext,
+		DialTLSContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			ctx, cancel := context.WithTimeoutCause(ctx, answerTimeout, fmt.Errorf("it connects, and has not finished the TLS handshake within %v", answerTimeout))
+			defer cancel()
+			config, err := files.config()
+			if err != nil {
+				return nil, err
+			}
+			conn, err := (&tls.Dialer{NetDialer: dialer, Config: config}).DialContext(ctx, network, addr)
+			if err != nil {
+				if ctx.Err() != nil {
+					err = context.Cause(ctx)
+				}
+				return nil, err
+			}
+			return outspoken{conn}, nil
+		},
+	}}
+}
+
+// outspoken is a connection that fails with what the other side has to say. In TLS
+// 1.3 that comes after the handshake (RFC 8446, 4.4.2.4), when a request may be on
+// its way, which then fails because nobody takes it.
+type outspoken struct{ net.Conn }
+
+// Write implements io.Writer.
+func (c outspoken) Write(p []byte) (n int, err error) {
+	if n, err = c.Conn.Write(p); err != nil && c.SetReadDeadline(time.Now().Add(time.Second)) == nil {
+		if _, rerr := c.Read(make([]byte, 1)); rerr != nil && alert(rerr) != "" {
+			err = rerr
 		}
-		return (&tls.Dialer{NetDialer: dialer, Config: config}).DialContext(ctx, network, addr)
 	}
-	return &members{http: tr, config: config, alive: map[string]time.Time{}}, nil
+	return n, err
 }
 
 // CancelRequest is what the client asks a transport to have, and never calls.
@@ -169,13 +189,15 @@ func (m *members) patience() time.Duration {
 // answer makes an error of an answer that says that the member failed.
 func (m *members) answer(root string, req *http.Request) (*http.Response, error) {
 	resp, err := m.http.RoundTrip(req)
-	switch {
-	case dialing(err):
-		return nil, err // names the member
-	case err != nil:
-		return nil, fmt.Errorf("%s: %w", root, err)
+	if err != nil {
+		err = m.files.failure(root, err, !m.passed.met(root))
+		if req.Context().Err() == nil { // or it was this side that ended it
+			m.passed.fails(err)
+		}
+		return nil, err
 	}
 	if resp.StatusCode < http.StatusInternalServerError {
+		m.passed.answers(root)
 		return resp, nil
 	}
 	defer resp.Body.Close()

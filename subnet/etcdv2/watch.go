@@ -34,7 +34,7 @@ func (w *watcher) Next() ([]subnet.Event, error) {
 		asked := time.Now()
 		resp, err := next(w.ctx, w.w)
 		if err != nil {
-			_, err = explain("watching", w.s.subnetsDir(), err)
+			_, err = w.s.explain(w.ctx, "watching", w.s.subnetsDir(), err)
 			return nil, err
 		}
 		// An event of the past comes with the index of the present.
