@@ -92,6 +92,24 @@ func TestSignals(t *testing.T) {
 	}
 }
 
+// A watchdog ends a daemon that hangs by SIGABRT, and a panic ends as that does.
+// Its status is to be another than that of bad usage, after which a service
+// manager starts it no more; and where it hung is to be seen.
+func TestAborted(t *testing.T) {
+	c, s := newCluster(t)
+	h := c.Node("h1", s)
+	h.Start()
+	c.Must(h.Daemon.WaitLog("no network config yet", time.Minute))
+	status, err := h.Daemon.Stop(syscall.SIGABRT, time.Minute)
+	c.Must(err)
+	if status != 128+int(syscall.SIGABRT) {
+		t.Errorf("exit status %d", status)
+	}
+	if !strings.Contains(h.Daemon.Log(), "network.(*node).acquire") && !strings.Contains(h.Daemon.Log(), "network.node.acquire") {
+		t.Errorf("the log does not show where it was:\n%s", h.Daemon.Log())
+	}
+}
+
 // What takes a lease's place without being one is in the way of that subnet and
 // of nothing else.
 func TestDirectoryForLease(t *testing.T) {

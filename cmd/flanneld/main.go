@@ -13,6 +13,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime/debug"
 	"strings"
 	"syscall"
 
@@ -34,10 +35,17 @@ const (
 	exitUsage   = 2
 )
 
-func main() { os.Exit(run(os.Args[1:], os.Getenv, os.Stdout, os.Stderr)) }
+func main() {
+	// A program that panics, or that a watchdog aborts, exits with 2 in Go, which
+	// here means bad usage, after which nobody starts it again. This has it end by
+	// the signal.
+	debug.SetTraceback("crash")
+	os.Exit(run(os.Args[1:], os.Getenv, os.Stdout, os.Stderr))
+}
 
 func run(args []string, getenv func(string) string, stdout, stderr io.Writer) int {
 	o, err := parseFlags(args, getenv, stdout)
+	os.Unsetenv(envPrefix + "ETCD_PASSWORD") // not for the programs that are called
 	switch {
 	case errors.Is(err, flag.ErrHelp):
 		return exitOK
