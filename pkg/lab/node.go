@@ -129,14 +129,17 @@ func (n *Node) makeNS() error {
 // close ends what still runs in the namespace and lets go of it; the kernel
 // then removes its devices.
 func (n *Node) close() error {
-	errs := []error{n.evict()}
+	return errors.Join(n.evict(), n.leave())
+}
+
+// leave lets go of the namespace, whatever still runs in it.
+func (n *Node) leave() error {
 	if n.nl != nil {
 		n.nl.Close()
 	}
 	n.nsMu.Lock()
 	defer n.nsMu.Unlock()
-	errs = append(errs, unix.Unmount(n.nsPath(), unix.MNT_DETACH), os.Remove(n.nsPath()), n.ns.Close())
-	if err := errors.Join(errs...); err != nil {
+	if err := errors.Join(unix.Unmount(n.nsPath(), unix.MNT_DETACH), os.Remove(n.nsPath()), n.ns.Close()); err != nil {
 		return fmt.Errorf("removing namespace %s: %w", n.Name, err)
 	}
 	return nil
@@ -312,8 +315,15 @@ func (n *Node) HTTP() *http.Client {
 	}
 }
 
-// remove takes a node out of the lab before its time.
+// remove takes a node out of the lab before its time, and ends all in it.
 func (l *Lab) remove(n *Node) error {
+	l.forget(n)
+	return errors.Join(n.close(), os.RemoveAll(n.Dir))
+}
+
+// forget ends what the lab has started in a node, and has the lab know it no
+// more.
+func (l *Lab) forget(n *Node) {
 	l.mu.Lock()
 	var rest, mine []*Process
 	for _, p := range l.processes {
@@ -329,5 +339,4 @@ func (l *Lab) remove(n *Node) error {
 	for _, p := range mine {
 		p.Kill()
 	}
-	return errors.Join(n.close(), os.RemoveAll(n.Dir))
 }
