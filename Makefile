@@ -2,8 +2,25 @@
 
 GO = go
 
+# git, which takes no history of a directory further up for that of this one,
+# and abbreviates names of commits alike in each clone.
+GIT = GIT_CEILING_DIRECTORIES="$${PWD%/*}" git -c core.abbrev=12
+
 # What flanneld --version says; set it where there is no git history to ask.
-VERSION = $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+VERSION = $(shell $(GIT) describe --tags --always --dirty 2>/dev/null || echo unknown)
+
+# Where "make install" puts things. Packagers set DESTDIR, which goes in front of
+# each of these and into no file; as a variable of the environment it counts too.
+PREFIX = /usr/local
+bindir = $(PREFIX:%/=%)/bin
+docdir = $(PREFIX:%/=%)/share/doc/flannel
+# systemd looks for units below these two prefixes, and in /etc.
+unitdir = $(if $(filter /usr /usr/local,$(PREFIX:%/=%)),$(PREFIX:%/=%)/lib,/etc)/systemd/system
+
+# The architectures of a release, and the oldest machines of each that it is to
+# run on, whatever the environment says. 6 is the arm of the first Raspberry Pi.
+ARCHES = amd64 arm64 arm ppc64le s390x riscv64
+OLDEST = GOAMD64=v1 GOARM64=v8.0 GOARM=6 GOPPC64=power8 GORISCV64=rva20u64 GOEXPERIMENT= GOFLAGS=-trimpath
 
 # Further arguments of go test, such as TESTFLAGS='-run TestBackends -v'.
 TESTFLAGS =
@@ -17,11 +34,18 @@ BENCHFLAGS =
 # -buildvcs=false: the version is given above, and asking git a second time
 # fails the build where the tree belongs to another user.
 BUILD = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false
+BUILD_FLANNELD = $(BUILD) -ldflags "-s -w -X main.version=$(VERSION)"
 
-.PHONY: build test e2e fuzz demo bench lint fmt-check tools clean help
+# A program that runs here, whatever architecture GOARCH says flanneld is for.
+RUN_HERE = GOOS="$$($(GO) env GOHOSTOS)" GOARCH="$$($(GO) env GOHOSTARCH)" $(GO) run -buildvcs=false
+
+# A value as one word of a shell command.
+quote = '$(subst ','\'',$(1))'
+
+.PHONY: build test e2e fuzz demo bench lint fmt-check tools install uninstall dist clean help
 
 build: ## build bin/flanneld (the default)
-	$(BUILD) -ldflags "-s -w -X main.version=$(VERSION)" -o bin/flanneld ./cmd/flanneld
+	$(BUILD_FLANNELD) -o bin/flanneld ./cmd/flanneld
 
 # The race detector wants cgo, and so a C compiler; whether that works, building
 # the detector itself tells.
@@ -68,8 +92,34 @@ fmt-check: ## name the Go files that gofmt would change
 tools: ## install ip, bridge and iptables, which tests and demo call, where they are missing
 	@sh dist/tools.sh
 
+# Built before if it is older than the sources only: root, who installs, may have
+# no Go, and should not have to build.
+install: bin/flanneld ## install below PREFIX, /usr/local (DESTDIR for packagers; see README)
+	@$(INSTALL)
+
+uninstall: ## remove what "make install" with the same PREFIX installed
+	@$(INSTALL) uninstall
+
+INSTALL = DESTDIR=$(call quote,$(DESTDIR)) bindir=$(call quote,$(bindir)) \
+	docdir=$(call quote,$(docdir)) unitdir=$(call quote,$(unitdir)) sh dist/install.sh
+
+bin/flanneld: go.mod go.sum $(shell find backend cmd/flanneld network pkg subnet -name '*.go' ! -name '*_test.go')
+	@$(MAKE) --no-print-directory build
+
+# The version is checked alone at first: building takes minutes.
+dist: ## pack archives of a release for ARCHES into bin/dist (minutes)
+	@$(RUN_HERE) ./dist/pack -version $(call quote,$(VERSION))
+	@rm -rf bin/dist
+	@for arch in $(ARCHES); do \
+		echo "Building flanneld for linux/$$arch"; \
+		$(OLDEST) GOOS=linux GOARCH=$$arch $(BUILD_FLANNELD) -o bin/linux-$$arch/flanneld ./cmd/flanneld || exit; \
+	done
+	@$(RUN_HERE) ./dist/pack -version $(call quote,$(VERSION)) \
+		-time "$${SOURCE_DATE_EPOCH:-$$($(GIT) log -1 --format=%ct 2>/dev/null)}" \
+		bin/dist $(foreach arch,$(ARCHES),$(arch)=bin/linux-$(arch)/flanneld) -- dist/mk-docker-opts.sh README.md
+
 clean: ## remove what was built
 	rm -rf bin
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' Makefile

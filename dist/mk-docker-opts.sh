@@ -72,7 +72,15 @@ shift $((OPTIND - 1))
 [ -n "$out_file" ] || misuse "option -d needs the name of a file"
 case $name in
 '' | [0-9]* | *[!A-Za-z0-9_]*) misuse "-k \"$name\": not a name for a variable" ;;
+env_file | out_file | name | each | all | with_masq | opt | OPTARG | OPTIND | LC_ALL)
+	misuse "-k \"$name\": this script has a variable of that name itself"
+	;;
 esac
+# Before this script has more variables of its own; name was checked to be nothing
+# but a name.
+eval "before=\${$name-}"
+# Between double quotes these four have a meaning, to systemd as to shells.
+before=$(printf '%s' "$before" | sed 's/[\\"$`]/\\&/g') || fail "cannot run sed"
 if [ $each = no ] && [ $all = no ]; then
 	each=yes
 	all=yes
@@ -93,21 +101,45 @@ masq=
 [ ! -d "$env_file" ] || fail "$env_file is a directory and not the file that flanneld writes"
 [ -r "$env_file" ] || fail "$env_file cannot be read: run this as root or mend its permissions"
 
+# A disk that was full or a host that crashed leaves NULs, which shells would
+# leave out of what they read, each in its own way. Only a file can be read twice.
+# And some shells take minutes for a line of megabytes.
+if [ -f "$env_file" ]; then
+	size=$(wc -c <"$env_file") || fail "reading $env_file failed"
+	[ "$size" -le 65536 ] || fail "$env_file is broken: it is much larger than what flanneld writes"
+	strange=$(tr -d '\011\012\015\040-\176\200-\377' <"$env_file" | wc -c) || fail "reading $env_file failed"
+	[ "$strange" -eq 0 ] || fail "$env_file is broken: there are bytes in it that are no text"
+fi
+
+# broken says what is wrong with the file; lines and values that it shows have an
+# end.
+broken() {
+	fail "$env_file is broken: $(printf "$@")"
+}
+
+# What may be written by hand is what flanneld itself understands: quotes, export,
+# comments, a semicolon at the end, the carriage returns and the mark at the
+# beginning of editors elsewhere.
+cr=$(printf '\r')
+bom=$(printf '\357\273\277')
 n=0
 while read -r line || [ -n "$line" ]; do
 	n=$((n + 1))
+	[ $n -gt 1 ] || line=${line#"$bom"}
+	line=${line%"$cr"}
 	line=${line#export }
 	case $line in
 	'' | '#'*) continue ;;
-	*=*) ;;
-	*) fail "$env_file is broken: line $n is not NAME=VALUE: $line" ;;
 	esac
 	key=${line%%=*}
-	value=${line#*=}
 	case $key in
-	'' | [0-9]* | *[!A-Za-z0-9_]*) fail "$env_file is broken: line $n is not NAME=VALUE: $line" ;;
+	"$line" | '' | [0-9]* | *[!A-Za-z0-9_]*) broken 'line %d is not NAME=VALUE: %.60s' $n "$line" ;;
+	FLANNEL_SUBNET | FLANNEL_MTU | FLANNEL_IPMASQ) ;;
+	*) continue ;;
 	esac
-	# Files written by hand may have quotes around values.
+	value=${line#*=}
+	value=${value%% #*}
+	value=${value%"${value##*[!; 	]}"}
 	case $value in
 	\"*\")
 		value=${value#\"}
@@ -125,27 +157,44 @@ while read -r line || [ -n "$line" ]; do
 	esac
 done <"$env_file" || fail "reading $env_file failed"
 
-wants="has to be"
-[ -n "$subnet" ] || fail "$env_file is broken: no FLANNEL_SUBNET in it"
-case $subnet in
-*[!0-9./]* | */*/* | *.*.*.*.*) fail "$env_file is broken: FLANNEL_SUBNET=$subnet $wants an address with a length, such as 10.1.74.1/24" ;;
-[0-9]*.[0-9]*.[0-9]*.[0-9]*/[0-9]*) ;;
-*) fail "$env_file is broken: FLANNEL_SUBNET=$subnet $wants an address with a length, such as 10.1.74.1/24" ;;
-esac
-[ -n "$mtu" ] || fail "$env_file is broken: no FLANNEL_MTU in it"
-case $mtu in
-*[!0-9]* | 0*) fail "$env_file is broken: FLANNEL_MTU=$mtu $wants a number of bytes" ;;
-esac
+# within reports whether $1 is a whole number, written as such are, up to $2.
+within() {
+	case $1 in
+	'' | *[!0-9]* | 0?* | ??????*) return 1 ;;
+	esac
+	[ "$1" -le "$2" ]
+}
+
+# is_prefix reports whether $1 is an IPv4 address with a length.
+is_prefix() {
+	case $1 in
+	*/*/* | *.*.*.*.* | *[!0-9./]*) return 1 ;;
+	*.*.*.*/*) ;;
+	*) return 1 ;;
+	esac
+	rest=${1%/*}.
+	while [ -n "$rest" ]; do
+		within "${rest%%.*}" 255 || return 1
+		rest=${rest#*.}
+	done
+	within "${1#*/}" 32
+}
+
+[ -n "$subnet" ] || broken 'no FLANNEL_SUBNET in it'
+is_prefix "$subnet" ||
+	broken 'FLANNEL_SUBNET=%.60s has to be an address with a length, such as 10.1.74.1/24' "$subnet"
+[ -n "$mtu" ] || broken 'no FLANNEL_MTU in it'
+within "$mtu" 65535 && [ "$mtu" -gt 0 ] || broken 'FLANNEL_MTU=%.60s has to be a number of bytes' "$mtu"
 # dockerd masquerades when flanneld does not, and the other way round.
 case $masq in
 true) docker_masq=false ;;
 false) docker_masq=true ;;
 '')
 	# With -m it does not matter.
-	[ $with_masq = no ] || fail "$env_file is broken: no FLANNEL_IPMASQ in it"
+	[ $with_masq = no ] || broken 'no FLANNEL_IPMASQ in it'
 	docker_masq=
 	;;
-*) fail "$env_file is broken: FLANNEL_IPMASQ=$masq $wants true or false" ;;
+*) broken 'FLANNEL_IPMASQ=%.60s has to be true or false' "$masq" ;;
 esac
 
 bip=--bip=$subnet
@@ -154,11 +203,6 @@ if [ $with_masq = yes ]; then
 	ip_masq=--ip-masq=$docker_masq
 fi
 mtu=--mtu=$mtu
-
-# name was checked above to be nothing but a name.
-eval "before=\${$name-}"
-# Between double quotes these four have a meaning, to systemd as to shells.
-before=$(printf '%s' "$before" | sed 's/[\\"$`]/\\&/g') || fail "cannot run sed"
 
 options() {
 	if [ $each = yes ]; then
