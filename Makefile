@@ -56,7 +56,7 @@ test: tools build ## run all tests, with the race detector where a C compiler is
 	set -x; $(GO) test $$race -timeout 20m $(TESTFLAGS) ./...
 
 # -count=1: what the tests try is not all Go, so no result is one to keep.
-e2e: ## test with real systemd, dockerd, supervisord and TLS (root; ten minutes)
+e2e: ## test with real systemd, dockerd, supervisord and TLS (root; five minutes)
 	@sh dist/tools.sh e2e
 	$(GO) test -tags e2e -count=1 -timeout 30m $(TESTFLAGS) ./dist/e2e/...
 

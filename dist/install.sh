@@ -100,9 +100,12 @@ for other in /etc/systemd/system /run/systemd/system; do
 		echo "$other/flanneld.service is there too, and is the one that systemd uses."
 	fi
 done
+dropin=/etc/systemd/system/docker.service.d/flannel.conf
 if [ "${1-}" = uninstall ]; then
-	echo 'Next: systemctl daemon-reload. Settings in /etc, and what a running flanneld
-has put into the kernel, are left as they are.'
+	echo 'Next: systemctl disable --now flanneld, and daemon-reload. Settings in /etc, and
+what flanneld has put into the kernel, are left as they are.'
+	[ ! -e $dropin ] ||
+		echo "Without flanneld dockerd does not start again while there is $dropin: remove that."
 else
 	echo "Next: put your settings into /etc/default/flanneld (sample: $docdir/flanneld.env)
 and run systemctl daemon-reload. How dockerd gets the subnet, and all else, is in

@@ -23,6 +23,11 @@ missing() {
 	done
 }
 
+if [ "${1-}" = e2e ] && [ "$(id -u)" != 0 ]; then
+	echo "The end-to-end tests boot machines and run dockerd, which only root may: run them as root" >&2
+	exit 1
+fi
+
 lacks=$(missing)
 [ -n "$lacks" ] || exit 0
 

@@ -24,6 +24,8 @@ fail() {
 
 [ "$(id -u)" = 0 ] || fail "the end-to-end tests boot machines and run dockerd, which only root may: run this as root"
 command -v debootstrap >/dev/null || fail "there is no debootstrap: install the package of that name"
+# What debootstrap mounts and starts goes with this script, however that ends.
+[ -n "${TREE_INSIDE-}" ] || TREE_INSIDE=yes exec unshare --mount --pid --fork --kill-child --mount-proc sh "$0" "$@"
 
 echo "Making a tree of Debian $release in $tree (a minute)"
 rm -rf "$tree"

@@ -20,19 +20,25 @@ fail() {
 
 # settings puts the variables of a file into the environment, as EnvironmentFile=
 # of systemd does. The file is read and not sourced: a value with blanks need not
-# have quotes there, and a $ in it is but a $.
+# have quotes there, and a $ in it is but a $. A line that ends in a backslash goes
+# on in the next.
 settings() {
 	[ -e "$1" ] || return 0
 	[ -f "$1" ] && [ -r "$1" ] || fail "reading the settings in $1: it is no file, or may not be read; mend its permissions"
 	n=0
 	while IFS= read -r line || [ -n "$line" ]; do
 		n=$((n + 1))
+		while [ "$line" != "${line%\\}" ] && { IFS= read -r next || [ -n "$next" ]; }; do
+			n=$((n + 1))
+			line=${line%\\}$next
+		done
 		# Blanks at both ends do not count.
 		line=${line#"${line%%[![:space:]]*}"}
 		line=${line%"${line##*[![:space:]]}"}
 		case $line in
 		'' | '#'* | ';'*) continue ;;
 		esac
+		line=${line#export }
 		name=${line%%=*}
 		value=${line#*=}
 		# What is in the line is not shown: it may be a password.
@@ -43,7 +49,7 @@ settings() {
 		case $name in
 		'' | [0-9]* | *[!A-Za-z0-9_]*) fail "reading the settings in $1: line $n does not begin with a name and =" ;;
 		# A shell's own would be changed for what follows here.
-		PATH | IFS | LC_ALL | n | line | name | value) continue ;;
+		PATH | IFS | LC_ALL | n | line | next | name | value) continue ;;
 		esac
 		case $value in
 		\"*\")
