@@ -2,6 +2,7 @@ package network
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -23,6 +24,7 @@ const (
 // same, as far as the host's other rules let it. before is the Network of the
 // last run, if there is one.
 func (n node) runFirewall(ctx context.Context, network, own, before netip.Prefix) error {
+	n.firewallProblem(errors.New("the rules have not been compared yet"))
 	tables, err := n.findIPTables(ctx)
 	if err != nil {
 		return ended(ctx, err)

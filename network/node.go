@@ -131,24 +131,26 @@ func (n node) join(ctx context.Context) error {
 				klog.Infof("Ready: %v through %s, MTU %d", own.Subnet, config.BackendType, b.MTU())
 				n.Notify(fmt.Sprintf("READY=1\nSTATUS=%v through %s", own.Subnet, config.BackendType))
 				n.health.ready()
-				if n.Watchdog > 0 {
-					n.group.Go(func() error { return n.watchdog(forFollower, forHolder, forBackend, &comparisons).run(ctx) })
-				}
+				n.group.Go(func() error { return n.watchdog(forFollower, forHolder, forBackend, &comparisons).run(ctx) })
 			}
 		})
 	})
 	return nil
 }
 
-// watchdog asks those parts without which the network would be stuck. What the
-// store is asked ends by itself, and may take its time while the store is away:
-// who waits for that is not stuck.
+// watchdog asks those parts without which the network would be stuck. Who waits
+// for the store is not stuck while that is away.
 func (n node) watchdog(follower *latest[struct{}], holder, backend *latest[[]*subnet.Lease], comparisons *rounds) watchdog {
-	return watchdog{within: n.Watchdog, notify: n.Notify, parts: []part{
+	w := watchdog{within: n.Watchdog, notify: n.Notify, health: n.health}
+	if n.Watchdog == 0 {
+		w.within, w.notify = time.Minute, func(string) {}
+	}
+	w.parts = []part{
 		{"the watch on the leases", func() { follower.put(struct{}{}) }, func() bool { return follower.taken() || n.store.Asking() }},
 		{"the keeper of the lease", holder.repeat, func() bool { return holder.taken() || n.store.Asking() }},
 		{"the data plane", func() { comparisons.mark(); backend.repeat() }, comparisons.answered},
-	}}
+	}
+	return w
 }
 
 // acquire waits for a config that can be used, and for a subnet of it. A config

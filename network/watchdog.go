@@ -2,6 +2,7 @@ package network
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -9,14 +10,15 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// watchdog tells the service manager that this node still works, for as long as
-// each of its parts answers when it is asked. A timer of its own would tell that
-// also of a daemon that is stuck.
+// watchdog tells the service manager, and who asks for the node's health, that it
+// still works, for as long as each of its parts answers when it is asked. A timer
+// of its own would tell that also of a daemon that is stuck.
 type watchdog struct {
 	// within is how often the service manager is to be told at the least
 	// (WATCHDOG_USEC, sd_watchdog_enabled(3)).
 	within time.Duration
 	notify func(state string)
+	health *health
 	parts  []part
 }
 
@@ -29,27 +31,31 @@ type part struct {
 	answered func() bool
 }
 
-// run asks the parts until ctx ends. What a part does in one go, such as a
-// comparison of large tables, may take as long as three of the four times that
-// it is asked within the time allowed.
+// run asks the parts until ctx ends, four times within the time allowed. What a
+// part does in one go, such as a comparison of large tables, may take as long as
+// three of them; that it takes longer than one is nothing to speak of.
 func (w watchdog) run(ctx context.Context) error {
 	ticks := time.NewTicker(w.within / 4)
 	defer ticks.Stop()
 	w.ask()
-	said := ""
-	for {
+	for times, said := 0, ""; ; {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-ticks.C:
 		}
-		if silent := strings.Join(w.silent(), ", "); silent == "" {
+		silent := strings.Join(w.silent(), ", ")
+		switch times++; {
+		case silent == "":
 			w.notify("WATCHDOG=1")
 			w.ask()
-			said = ""
-		} else if silent != said {
+			times, said = 0, ""
+			w.health.set("watchdog", nil)
+		case times > 1 && silent != said:
 			said = silent
-			klog.Errorf("No answer within %v from: %s; without one the service manager will start flanneld again", w.within/4, silent)
+			err := fmt.Errorf("stuck, as it seems: no answer within %v from %s", w.within/2, silent)
+			w.health.set("watchdog", []error{err})
+			klog.Errorf("flanneld is %v; a service manager with a watchdog will start it again", err)
 		}
 	}
 }

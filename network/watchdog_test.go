@@ -2,12 +2,16 @@ package network
 
 import (
 	"context"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"flanneld/subnet"
+	"flanneld/subnet/storetest"
 )
 
 // A part that does not answer keeps the watchdog from being fed, whichever it
@@ -23,7 +27,7 @@ func TestWatchdog(t *testing.T) {
 		one := func(name string, stuck *atomic.Bool) part {
 			return part{name, func() { asked.Add(1) }, func() bool { return !stuck.Load() }}
 		}
-		w := watchdog{within: 40 * time.Second, parts: []part{one("a", &aStuck), one("b", &bStuck)}, notify: func(state string) {
+		w := watchdog{within: 40 * time.Second, health: newHealth(), parts: []part{one("a", &aStuck), one("b", &bStuck)}, notify: func(state string) {
 			fed = append(fed, state+" "+time.Since(start).String())
 		}}
 		go w.run(ctx)
@@ -54,6 +58,107 @@ func TestWatchdog(t *testing.T) {
 		time.Sleep(20 * time.Second)
 		expect("both are stuck")
 	})
+}
+
+// Whichever of its parts stops to take what it is handed, the node notices, but
+// not while that part waits for the store.
+func TestWatchdogOfNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
+		var fed atomic.Int32
+		var away atomic.Bool
+		store := subnet.NewPatient(slowStore{Store: storetest.NewMemory(), away: &away}, netip.MustParseAddr("192.0.2.1"))
+		n := node{Options: Options{Watchdog: 40 * time.Second, Notify: func(string) { fed.Add(1) }}, store: store, health: newHealth()}
+		n.health.ready()
+		follower, holder, backend := newLatest[struct{}](), newLatest[[]*subnet.Lease](), newLatest[[]*subnet.Lease]()
+		var comparisons rounds
+		stuck := map[string]*atomic.Bool{}
+		reader := func(name string, take func()) {
+			var s atomic.Bool
+			stuck[name] = &s
+			go func() {
+				for ctx.Err() == nil {
+					if !s.Load() {
+						take()
+					}
+					time.Sleep(time.Second)
+				}
+			}()
+		}
+		reader("the watch on the leases", func() { taken(follower) })
+		reader("the keeper of the lease", func() { taken(holder) })
+		reader("the data plane", func() {
+			if taken(backend) {
+				comparisons.another()
+			}
+		})
+		holder.put(nil)
+		backend.put(nil)
+		go n.watchdog(follower, holder, backend, &comparisons).run(ctx)
+		time.Sleep(100*time.Second + time.Millisecond)
+		if fed.Swap(0) != 10 {
+			t.Error("it was not fed each ten seconds")
+		}
+		for name, s := range stuck {
+			s.Store(true)
+			time.Sleep(40 * time.Second)
+			fed.Store(0)
+			time.Sleep(40 * time.Second)
+			well, lines := n.health.report()
+			if times := fed.Load(); times != 0 || well || !strings.Contains(strings.Join(lines, " "), name) {
+				t.Errorf("%s is stuck: fed %d times; health is %v, %q", name, times, well, lines)
+			}
+			if name != "the data plane" {
+				away.Store(true)
+				asking, done := context.WithCancel(ctx)
+				go store.List(asking)
+				time.Sleep(40 * time.Second)
+				if fed.Load() == 0 {
+					t.Errorf("%s waits for the store: not fed", name)
+				}
+				time.Sleep(10 * time.Minute)
+				fed.Store(0)
+				time.Sleep(time.Minute)
+				if fed.Load() != 0 {
+					t.Errorf("%s waits for an answer that does not come at all: fed", name)
+				}
+				away.Store(false)
+				done()
+			}
+			s.Store(false)
+			time.Sleep(20 * time.Second)
+			if well, lines := n.health.report(); !well {
+				t.Errorf("%s goes on: health is %q", name, lines)
+			}
+		}
+		cancel()
+		time.Sleep(2 * time.Second) // the readers end
+	})
+}
+
+// taken takes a value, if there is one.
+func taken[T any](l *latest[T]) bool {
+	select {
+	case <-l.ch:
+		return true
+	default:
+		return false
+	}
+}
+
+// slowStore is a store that does not answer while it is away.
+type slowStore struct {
+	subnet.Store
+	away *atomic.Bool
+}
+
+func (s slowStore) List(ctx context.Context) ([]subnet.Entry, uint64, error) {
+	if s.away.Load() {
+		<-ctx.Done()
+		return nil, 0, ctx.Err()
+	}
+	return s.Store.List(ctx)
 }
 
 // What a reader gets is the newest value, or the last one again, and the writer

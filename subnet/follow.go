@@ -91,12 +91,25 @@ func Follow(ctx context.Context, store *Patient, own Lease, seen Snapshot, asked
 				klog.Warningf("The leases cannot be watched, and are listed every few seconds instead: %v", ended)
 			}
 		}
-		if sleep(ctx, pause) != nil {
+		if f.sleep(ctx, pause) != nil {
 			return nil
 		}
 		var err error
 		if seen, err = snapshot(ctx, store); err != nil {
 			return nil // ctx has ended
+		}
+	}
+}
+
+// sleep is the one of the package, and receives from asked meanwhile.
+func (f *follower) sleep(ctx context.Context, d time.Duration) error {
+	for over := time.After(d); ; {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-f.asked:
+		case <-over:
+			return nil
 		}
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"net/netip"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"k8s.io/klog/v2"
@@ -17,6 +16,9 @@ const (
 	// lull is how long a store has to have worked for its next failure to be
 	// another outage, and not the same one still.
 	lull = 10 * time.Second
+	// longestTry is what no try of a call takes that has not got stuck: a store that
+	// is slow to answer is given up sooner, also when it has several members.
+	longestTry = 5 * time.Minute
 )
 
 // Patient is a store that does not fail: each call is tried until it is answered
@@ -35,26 +37,35 @@ type Patient struct {
 	store  Store
 	chance *chance
 
-	asking atomic.Int32 // calls that are not answered yet
-
 	mu       sync.Mutex
-	waiting  int       // calls that have failed and are still being tried
-	out      bool      // there is an outage
-	answered bool      // what had failed has been answered since
-	since    time.Time // when it began
-	said     time.Time // when it was last mentioned
-	over     time.Time // when the last one ended, unless another was mentioned since
-	left     time.Time // when the last call that waited was given up
+	asking   map[*time.Time]bool // when the tries under way have begun
+	waiting  int                 // calls that have failed and are still being tried
+	out      bool                // there is an outage
+	answered bool                // what had failed has been answered since
+	since    time.Time           // when it began
+	said     time.Time           // when it was last mentioned
+	over     time.Time           // when the last one ended, unless another was mentioned since
+	left     time.Time           // when the last call that waited was given up
 }
 
 // NewPatient makes a host, known by its address, patient with a store.
 func NewPatient(store Store, host netip.Addr) *Patient {
-	return &Patient{store: store, chance: newChance(host)}
+	return &Patient{store: store, chance: newChance(host), asking: map[*time.Time]bool{}}
 }
 
-// Asking reports whether somebody waits for an answer now. To wait for something
-// to happen in the store, as a Watcher does, does not count.
-func (p *Patient) Asking() bool { return p.asking.Load() > 0 }
+// Asking reports whether somebody waits for the store now, and the store still
+// has its time to answer. To wait for something to happen there, as a Watcher
+// does, does not count.
+func (p *Patient) Asking() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for began := range p.asking {
+		if time.Since(*began) > longestTry {
+			return false
+		}
+	}
+	return len(p.asking) > 0
+}
 
 // Config is Store's.
 func (p *Patient) Config(ctx context.Context) (value string, revision uint64, err error) {
@@ -149,11 +160,19 @@ func answers(err error) bool {
 
 // try calls f until the store has answered.
 func (p *Patient) try(ctx context.Context, f func() error) error {
-	p.asking.Add(1)
-	defer p.asking.Add(-1)
+	began := new(time.Time)
+	defer func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		delete(p.asking, began)
+	}()
 	wait := p.chance.pauses(firstRetry)
 	failed := false
 	for {
+		p.mu.Lock()
+		*began = time.Now()
+		p.asking[began] = true
+		p.mu.Unlock()
 		err := f()
 		answered := ctx.Err() == nil && answers(err)
 		if ctx.Err() != nil {

@@ -42,6 +42,8 @@ type path struct {
 	icmp  *icmpSender // nil where it cannot be had
 	table *atomic.Pointer[table]
 	count *counters
+	// The two workers.
+	out, in worker
 
 	memory []byte
 	// outSlots take what is read from the device. There are two batches of
@@ -138,7 +140,9 @@ func (p *path) outbound() error {
 	sizes := make([]int, len(p.outSlots))
 	datagrams := make([]datagram, 0, len(p.outSlots))
 	for failures := 0; ; {
+		p.out.waits()
 		n, err := p.read(sizes)
+		p.out.works()
 		if errors.Is(err, os.ErrClosed) {
 			return errDeviceLost
 		}
@@ -244,7 +248,9 @@ func (p *path) refuse(packet []byte, v verdict) {
 func (p *path) inbound() error {
 	batch := make([][]byte, 0, batchSize)
 	for failures := 0; ; {
+		p.in.waits()
 		messages, err := p.sock.receive()
+		p.in.works()
 		if errors.Is(err, net.ErrClosed) {
 			return fmt.Errorf("receiving from peers: %w", err)
 		}

@@ -19,6 +19,7 @@ import (
 	"encoding/json"
 	"errors"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -59,6 +60,7 @@ type Backend struct {
 	host  backend.Host
 	port  uint16
 	table atomic.Pointer[table]
+	path  atomic.Pointer[path] // that packets are carried by now
 	counters
 }
 
@@ -95,7 +97,8 @@ func (b *Backend) MTU() int { return b.host.Interface.MTU - overhead }
 // Counters is what the packet path has counted since the backend was opened.
 func (b *Backend) Counters() Counters { return b.counters.snapshot() }
 
-// Run implements backend.Backend. It returns an error when the device or the
+// Run implements backend.Backend. It does not call synced while one that carries
+// packets is stuck. It returns an error when the device or the
 // socket cannot be opened at the start; if one is lost later, it opens it again
 // for as long as it takes. It is to be called once.
 func (b *Backend) Run(ctx context.Context, own subnet.Lease, leases <-chan []*subnet.Lease, synced func(failed []error)) error {
@@ -105,11 +108,20 @@ func (b *Backend) Run(ctx context.Context, own subnet.Lease, leases <-chan []*su
 	}
 	g, ctx := errgroup.WithContext(ctx)
 	inputs := make(chan []*subnet.Lease)
+	var sayStuck sync.Once
 	g.Go(func() error { return b.follow(ctx, own, leases, inputs) })
 	g.Go(func() error {
 		return kernel.Run(ctx, backend.Owner, inputs, func(leases []*subnet.Lease, _ kernel.Host) (kernel.State, []error) {
 			return plan(b.host, b.MTU(), own.Subnet, leases)
-		}, synced)
+		}, func(failed []error) {
+			if p := b.path.Load(); p.out.stuck() || p.in.stuck() {
+				sayStuck.Do(func() {
+					klog.Errorf("udp: packets are not carried: a worker has been at one batch for over %v", stuckAfter)
+				})
+				return
+			}
+			synced(failed)
+		})
 	})
 	g.Go(func() error { return b.carry(ctx, own, p) })
 	return g.Wait()
@@ -199,6 +211,7 @@ func (b *Backend) openPath(own subnet.Lease) (*path, error) {
 	if err != nil {
 		return nil, errors.Join(err, d.close(), s.close())
 	}
+	b.path.Store(p)
 	klog.Infof("udp: carrying packets between %s and %v, %v", backend.TUNName, b.local(), s.describe())
 	return p, nil
 }

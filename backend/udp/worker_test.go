@@ -1,0 +1,40 @@
+package udp
+
+import (
+	"testing"
+	"testing/synctest"
+	"time"
+)
+
+func TestWorker(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var w worker
+		expect := func(what string, want bool) {
+			t.Helper()
+			if w.stuck() != want {
+				t.Errorf("%s: stuck is %v", what, !want)
+			}
+		}
+		expect("it has not begun", false)
+		time.Sleep(time.Hour)
+		expect("it waits for its first packet", false)
+		w.works()
+		expect("it has a batch", false)
+		time.Sleep(stuckAfter + time.Second)
+		expect("it still has that batch", true)
+		w.waits()
+		expect("it goes on", false)
+		time.Sleep(time.Hour)
+		expect("it waits", false)
+		w.works()
+		expect("it has another batch", false)
+		w.waits()
+		w.works()
+		time.Sleep(stuckAfter + time.Second)
+		expect("it has the one after that", false)
+		w.waits()
+		w.waits()
+		time.Sleep(stuckAfter + time.Second)
+		expect("it waits, and has said so twice", false)
+	})
+}
