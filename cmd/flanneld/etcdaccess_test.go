@@ -21,15 +21,17 @@ import (
 // secret is a password that must not be seen anywhere.
 const secret = "open-sesame-4711"
 
-// keepsSecret checks that a text shows no password, as such or as HTTP sends it.
-func keepsSecret(t *testing.T, what, text string) {
+// keepsSecret checks that a text does not show a user's password, as such or as
+// HTTP sends it.
+func keepsSecret(t *testing.T, what, text, user, password string) {
 	t.Helper()
-	for _, name := range []string{"host1", "nobody", "reader"} {
-		if strings.Contains(text, base64.StdEncoding.EncodeToString([]byte(name+":"+secret))) {
-			t.Errorf("%s has the password, as HTTP sends it:\n%s", what, text)
-		}
+	if password == "" {
+		return
 	}
-	if strings.Contains(text, secret) {
+	if strings.Contains(text, base64.StdEncoding.EncodeToString([]byte(user+":"+password))) {
+		t.Errorf("%s has the password, as HTTP sends it:\n%s", what, text)
+	}
+	if strings.Contains(text, password) {
 		t.Errorf("%s has the password:\n%s", what, text)
 	}
 }
@@ -261,7 +263,7 @@ func TestEtcdUserMessages(t *testing.T) {
 			if !test.byFlag {
 				for _, pid := range processesIn(t, h) {
 					line, _ := os.ReadFile(fmt.Sprintf("/proc/%s/cmdline", pid)) // it may have ended
-					keepsSecret(t, "the command line of "+pid, string(line))
+					keepsSecret(t, "the command line of "+pid, string(line), test.user, test.password)
 				}
 			}
 			if test.refused {
@@ -269,11 +271,38 @@ func TestEtcdUserMessages(t *testing.T) {
 			}
 			_, err := h.Daemon.Stop(syscall.SIGTERM, 20*time.Second)
 			c.Must(err)
-			keepsSecret(t, "the log", h.Daemon.Log())
-			keepsSecret(t, "what systemd is told", strings.Join(h.Daemon.Notified(), "\n"))
-			keepsSecret(t, "/healthz", body)
+			keepsSecret(t, "the log", h.Daemon.Log(), test.user, test.password)
+			keepsSecret(t, "what systemd is told", strings.Join(h.Daemon.Notified(), "\n"), test.user, test.password)
+			keepsSecret(t, "/healthz", body, test.user, test.password)
 		})
 	}
+}
+
+// The programs that are called get no password, also where the variable of unit
+// files that flags are in, and may be one, is in the environment.
+func TestProgramsGetNoPassword(t *testing.T) {
+	c, s := newCluster(t)
+	c.SetConfig(configOf(`{"Type": "host-gw"}`))
+	h := c.Node("h1", s)
+	door := behindFrontDoor(t, h, "iptables-nft")
+	seen := filepath.Join(h.Dir, "environments")
+	door.set("cat /proc/$$/environ >>" + seen)
+	h.Under = append(h.Under, "FLANNELD_ETCD_PASSWORD="+secret, "FLANNEL_OPTIONS=-etcd-username=u -etcd-password="+secret)
+	h.Start("--etcd-username=u")
+	h.AwaitReady()
+	lab.Eventually(t, 30*time.Second, "rules", func() error {
+		if calls := door.calls(); !slices.ContainsFunc(calls, func(c string) bool { return strings.HasPrefix(c, "iptables-restore ") }) {
+			return fmt.Errorf("the calls are %q", calls)
+		}
+		return nil
+	})
+	h.Stop()
+	text, err := os.ReadFile(seen)
+	c.Must(err)
+	if !strings.Contains(string(text), "PATH=") {
+		t.Errorf("there is nothing to be seen: %q", text)
+	}
+	keepsSecret(t, "the environment of iptables", string(text), "u", secret)
 }
 
 // healthOf is what /healthz says.

@@ -10,8 +10,10 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"k8s.io/klog/v2"
 
 	"flanneld/network"
@@ -84,6 +86,9 @@ func parseFlags(args []string, getenv func(string) string, help io.Writer) (opti
 	if err := fromEnvironment(fs, given, getenv); err != nil {
 		return options{}, err
 	}
+	if err := misplaced(fs); err != nil {
+		return options{}, err
+	}
 	if err := logToFiles(fs, given); err != nil {
 		return options{}, err
 	}
@@ -124,20 +129,18 @@ func parseFlags(args []string, getenv func(string) string, help io.Writer) (opti
 
 // parseAll is fs.Parse for the command lines of unit files, in which a variable
 // that is not set leaves an empty argument.
-func parseAll(fs *flag.FlagSet, args []string) error {
-	for {
-		if err := fs.Parse(args); err != nil {
+func parseAll(fs *flag.FlagSet, all []string) error {
+	for args := all; ; {
+		if err := fs.Parse(args); errors.Is(err, flag.ErrHelp) {
 			return err
+		} else if err != nil {
+			return showable(fs, all, err)
 		}
 		switch {
 		case fs.NArg() == 0:
 			return nil
 		case fs.Arg(0) != "":
-			if fs.Lookup("etcd-password").Value.String() != "" {
-				// It may be the rest of a password with a blank in it.
-				return errors.New("there is an argument that is not a flag: all arguments are flags, see --help, and what has blanks in it wants quotes; it is not shown, as it may belong to --etcd-password")
-			}
-			return fmt.Errorf("%q is not a flag: all arguments are flags, see --help", fs.Arg(0))
+			return stray(all, fs.Arg(0))
 		}
 		args = fs.Args()[1:]
 	}
@@ -152,7 +155,11 @@ func fromEnvironment(fs *flag.FlagSet, given map[string]bool, getenv func(string
 		if err != nil || value == "" || given[f.Name] || f.Name == "version" { // that is a question, not a setting
 			return
 		}
-		if serr := fs.Set(f.Name, value); serr != nil {
+		serr := fs.Set(f.Name, value)
+		if serr != nil && aPassword.MatchString(value) {
+			err = fmt.Errorf("%s in the environment: its value cannot be read; it is not shown, as it may hold the password", name)
+			return
+		} else if serr != nil {
 			err = fmt.Errorf("%s=%s in the environment: %w", name, value, serr)
 			return
 		}
@@ -165,35 +172,68 @@ func fromEnvironment(fs *flag.FlagSet, given map[string]bool, getenv func(string
 // would have no effect, as klog writes to stderr alone unless told otherwise; so
 // it writes to both, unless the command line says.
 func logToFiles(fs *flag.FlagSet, given map[string]bool) error {
-	dir := fs.Lookup("log_dir").Value.String()
-	if file := fs.Lookup("log_file").Value.String(); file != "" {
+	dir, file := fs.Lookup("log_dir").Value.String(), fs.Lookup("log_file").Value.String()
+	if file != "" {
 		dir = filepath.Dir(file)
 	}
 	if dir == "" {
 		return nil
 	}
 	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("making the directory for the log files: %w", err)
+		return fmt.Errorf("making the directory for the log files: %w%s", err, sandboxed(dir, err))
 	}
-	if given["logtostderr"] {
+	if !given["logtostderr"] {
+		if err := fs.Set("logtostderr", "false"); err != nil {
+			return err
+		}
+		if !given["alsologtostderr"] {
+			if err := fs.Set("alsologtostderr", "true"); err != nil {
+				return err
+			}
+		}
+	}
+	if fs.Lookup("logtostderr").Value.String() == "true" {
 		return nil
 	}
-	if err := fs.Set("logtostderr", "false"); err != nil || given["alsologtostderr"] {
-		return err
+	// klog would end the daemon in words of its own, or, if it is a directory, write
+	// to that for temporary files, where nobody looks.
+	if file == "" {
+		if err := unix.Access(dir, unix.W_OK|unix.X_OK); err != nil {
+			return fmt.Errorf("making log files in %s: %w%s", dir, err, sandboxed(dir, err))
+		}
+		return nil
 	}
-	return fs.Set("alsologtostderr", "true")
+	f, err := os.OpenFile(file, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o666) // as klog has it
+	if err != nil {
+		return fmt.Errorf("opening the log file: %w%s", err, sandboxed(dir, err))
+	}
+	return f.Close()
+}
+
+// sandboxed is what to do where a directory cannot be written to because of
+// systemd's ProtectSystem=, under which all looks like a file system that was
+// mounted so.
+func sandboxed(dir string, err error) string {
+	if !errors.Is(err, syscall.EROFS) {
+		return ""
+	}
+	if abs, aerr := filepath.Abs(dir); aerr == nil {
+		dir = abs
+	}
+	return "; is it the unit's sandbox? add ReadWritePaths=" + dir + " to it, and have the directory there before it starts"
 }
 
 func parseEndpoints(s string, to *[]string) error {
+	if at := strings.LastIndexByte(s, '@'); at >= 0 {
+		// It may be a password, also with a comma in it, and this goes to a log. Nor
+		// would it be used: the client takes name and password for all members from
+		// elsewhere.
+		return fmt.Errorf("--etcd-endpoints: there is an @ with something before it in the URL with %q: a user is given by --etcd-username and "+envPrefix+"ETCD_PASSWORD", s[at:])
+	}
 	for _, e := range strings.Split(s, ",") {
 		e = strings.TrimSpace(e)
 		if e == "" {
 			continue
-		}
-		if at := strings.LastIndexByte(e, '@'); at >= 0 {
-			// It may be a password, and this goes to a log. Nor would it be used: the
-			// client takes name and password for all members from elsewhere.
-			return fmt.Errorf("--etcd-endpoints: there is an @ with something before it in the URL with %q: a user is given by --etcd-username and "+envPrefix+"ETCD_PASSWORD", e[at:])
 		}
 		u, err := url.Parse(e)
 		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {

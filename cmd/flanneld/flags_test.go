@@ -6,10 +6,14 @@ import (
 	"flag"
 	"io"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
+	"k8s.io/klog/v2"
 )
 
 func parse(env map[string]string, args ...string) (options, error) {
@@ -93,7 +97,6 @@ func TestBadUsage(t *testing.T) {
 		"--etcd-password=x":              "--etcd-password needs --etcd-username beside it",
 		"--etcd-endpoints=http://user:open-sesame@10.0.0.1:2379": `--etcd-endpoints: there is an @ with something before it in the URL with "@10.0.0.1:2379": a user is given by --etcd-username and FLANNELD_ETCD_PASSWORD`,
 		"--etcd-endpoints=htp://user:open-s@esame@10.0.0.1:2379": `--etcd-endpoints: there is an @ with something before it in the URL with "@10.0.0.1:2379"`,
-		"--etcd-username=x --etcd-password=very open-sesame":     "there is an argument that is not a flag: ",
 		"--subnet-lease-renew-margin=0":                          "--subnet-lease-renew-margin=0: must be from 1 to 1439",
 		"--subnet-lease-renew-margin=1440":                       "--subnet-lease-renew-margin=1440: must be from 1 to 1439",
 		"--iptables-resync=0":                                    "--iptables-resync=0: must be from 1 to 86400",
@@ -119,6 +122,122 @@ func TestBadUsage(t *testing.T) {
 			t.Errorf("%s: status %d, stdout %q, stderr %q", line, status, &stdout, &stderr)
 		}
 	}
+}
+
+// Whatever is wrong with the quotes and blanks of a command line, what may be of
+// the password is not shown; and as much of the rest as there can be is.
+func TestBadUsageKeepsPassword(t *testing.T) {
+	const hidden = "an argument cannot be read; it is not shown, as it may hold the password: see the quotes and blanks around --etcd-password"
+	const stray = "there is an argument that is not a flag: all arguments are flags, see --help; it is not shown, as it may hold the password: see the quotes"
+	defer klog.CaptureState().Restore()
+	inEnvironment := map[string]string{"FLANNELD_IP_MASQ": "true -etcd-password=open-sesame"}
+	for _, test := range []struct {
+		env  map[string]string
+		args []string
+		want string
+	}{
+		{nil, []string{"--etcd-username=x", "--etcd-password=very", "open-sesame"}, stray},
+		{nil, []string{"--etcd-password=", "open-sesame"}, stray},
+		{nil, []string{"--etcd-password=", "open-sesame", "--help"}, stray},
+		{nil, []string{`"--etcd-password=open-sesame"`}, stray},
+		{nil, []string{"“--etcd-password=open-sesame”"}, stray},
+		{nil, []string{"etcd-password=open-sesame"}, stray},
+		{nil, []string{`"--etcd-pass=open-sesame"`}, `"\"--etcd-pass" is not a flag: `},
+		{nil, []string{"-etcd-password open-sesame"}, "flag provided but not defined: -etcd-password"},
+		{nil, []string{"-etcd-pasword open-sesame"}, "flag provided but not defined: -etcd-pasword"},
+		{nil, []string{"-etcd-pass open-sesame"}, "flag provided but not defined: -etcd-pass"},
+		{nil, []string{"-etcd-pasword", "open-sesame"}, "flag provided but not defined: -etcd-pasword"},
+		{nil, []string{"-etcd-password:open-sesame"}, hidden},
+		{nil, []string{"-etcd-passwordopen-sesame"}, hidden},
+		{nil, []string{"---etcd-password=open-sesame"}, hidden},
+		{nil, []string{"-=open-sesame"}, "bad flag syntax: -"},
+		{nil, []string{"--etcd-password=", "-open-sesame"}, hidden},
+		{nil, []string{"--etcd-password=very", "--iptables-resync=5open-sesame"}, "--iptables-resync: its value cannot be read; it is not shown, "},
+		{nil, []string{"-ip-masq=true -etcd-username=u -etcd-password=open-sesame"}, "--ip-masq: its value cannot be read; it is not shown, as it may hold the password: see the quotes"},
+		{nil, []string{"-v=0 -etcd-username=u -etcd-password=open-sesame"}, "--v: its value cannot be read; it is not shown, "},
+		{nil, []string{"--iptables-resync", "--etcd-password=open-sesame"}, "--iptables-resync: its value cannot be read; it is not shown, "},
+		{nil, []string{"-iface=eth0 -etcd-username=u -etcd-password=open-sesame"}, "--iface: its value has --etcd-password in it: "},
+		{nil, []string{"--public-ip", "--etcd-password=open-sesame"}, "--public-ip: its value has --etcd-password in it: "},
+		{nil, []string{"-log_dir", "-etcd-password=open-sesame"}, "--log_dir: its value has --etcd-password in it: "},
+		{inEnvironment, nil, "FLANNELD_IP_MASQ in the environment: its value cannot be read; it is not shown, "},
+		{nil, []string{"--etcd-endpoints=http://user:hunt,open-sesame@10.0.0.1:2379"}, `--etcd-endpoints: there is an @ with something before it in the URL with "@10.0.0.1:2379"`},
+		{nil, []string{"--etcd-endpoints=http://u:open-sesame@10.0.0.1:2379,http://u:open-sesame@10.0.0.2:2379"}, `--etcd-endpoints: there is an @ with something before it in the URL with "@10.0.0.2:2379"`},
+
+		{nil, []string{"--nonsense", "--etcd-password=open-sesame"}, "flag provided but not defined: -nonsense"},
+		{nil, []string{"--nonsense=7", "--etcd-password=open-sesame"}, "flag provided but not defined: -nonsense"},
+		{nil, []string{"--etcd-username=x", "--etcd-password=open-sesame", "--iface"}, "flag needs an argument: -iface"},
+		{nil, []string{"--etcd-username=x", "--etcd-password=open-sesame", "--healthz-port=65536"}, "--healthz-port=65536: must be from 0 to 65535"},
+	} {
+		var stdout, stderr bytes.Buffer
+		status := run(test.args, func(name string) string { return test.env[name] }, &stdout, &stderr)
+		said := stderr.String()
+		if status != 2 || strings.Count(said, "\n") != 1 || stdout.Len() != 0 || !strings.HasPrefix(said, "flanneld: "+test.want) || strings.Contains(said, "esame") {
+			t.Errorf("%q: status %d, stdout %q, stderr\n%swant\n%s", test.args, status, &stdout, said, test.want)
+		}
+	}
+}
+
+// A password in which there is the name of a flag, or files that are called after
+// it, are no bad usage.
+func TestPasswordTakenAsItIs(t *testing.T) {
+	o, err := parse(nil, "--etcd-username=u", "--etcd-password", "--etcd-password=x y", "--etcd-prefix=/passwords", "--etcd-cafile=/etc/etcd-password/ca.pem")
+	if err != nil || o.etcd.Password != "--etcd-password=x y" {
+		t.Errorf("%q, %v", o.etcd.Password, err)
+	}
+}
+
+// Log files that cannot be written are bad usage, and on a file system that is
+// read-only, as all is in a unit's sandbox, there is a hint.
+func TestLogFilesUnwritable(t *testing.T) {
+	there := t.TempDir()
+	if err := os.WriteFile(there+"/file", nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	hint := func(dir string) string {
+		return "; is it the unit's sandbox? add ReadWritePaths=" + dir + " to it, and have the directory there before it starts"
+	}
+	ro := readOnly(t)
+	for _, test := range []struct{ arg, want string }{
+		{"-log_dir=" + ro + "/new", "making the directory for the log files: mkdir " + ro + "/new: read-only file system" + hint(ro+"/new")},
+		{"-log_dir=" + ro + "/old", "making log files in " + ro + "/old: read-only file system" + hint(ro+"/old")},
+		{"-log_file=" + ro + "/old/log", "opening the log file: open " + ro + "/old/log: read-only file system" + hint(ro+"/old")},
+		{"-log_dir=" + there + "/file", "making the directory for the log files: mkdir " + there + "/file: not a directory"},
+		{"-log_file=" + there, "opening the log file: open " + there + ": is a directory"},
+	} {
+		state := klog.CaptureState() // klog's flags are the process's
+		var stdout, stderr bytes.Buffer
+		status := run([]string{test.arg}, func(string) string { return "" }, &stdout, &stderr)
+		state.Restore()
+		if want := "flanneld: " + test.want + "\n"; status != 2 || stderr.String() != want {
+			t.Errorf("%s: status %d,\n got %swant %s", test.arg, status, &stderr, want)
+		}
+	}
+	defer klog.CaptureState().Restore()
+	if _, err := parse(nil, "-logtostderr=true", "-log_dir="+ro+"/old"); err != nil {
+		t.Errorf("where it is not used: %v", err)
+	}
+}
+
+// readOnly is a file system that is so, with a directory old. The test's mounts are
+// its own.
+func readOnly(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount("none", dir, "tmpfs", 0, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := os.Mkdir(dir+"/old", 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Mount("", dir, "", unix.MS_REMOUNT|unix.MS_RDONLY, ""); err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
 
 func TestHelpAndVersion(t *testing.T) {

@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"syscall"
@@ -94,12 +95,18 @@ func TestSignals(t *testing.T) {
 
 // A watchdog ends a daemon that hangs by SIGABRT, and a panic ends as that does.
 // Its status is to be another than that of bad usage, after which a service
-// manager starts it no more; and where it hung is to be seen.
+// manager starts it no more; and where it hung is to be seen, in the log and not in
+// a core, which has the password in it.
 func TestAborted(t *testing.T) {
 	c, s := newCluster(t)
 	h := c.Node("h1", s)
 	h.Start()
 	c.Must(h.Daemon.WaitLog("no network config yet", time.Minute))
+	limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", h.Daemon.Pid))
+	c.Must(err)
+	if !regexp.MustCompile(`(?m)^Max core file size +0 +0 `).Match(limits) {
+		t.Errorf("it may leave a core:\n%s", limits)
+	}
 	status, err := h.Daemon.Stop(syscall.SIGABRT, time.Minute)
 	c.Must(err)
 	if status != 128+int(syscall.SIGABRT) {

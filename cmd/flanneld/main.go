@@ -40,12 +40,18 @@ func main() {
 	// here means bad usage, after which nobody starts it again. This has it end by
 	// the signal.
 	debug.SetTraceback("crash")
+	// But not with a core: the password and the key are in it. A failure leaves what
+	// the unit or shell has set.
+	_ = syscall.Setrlimit(syscall.RLIMIT_CORE, &syscall.Rlimit{})
 	os.Exit(run(os.Args[1:], os.Getenv, os.Stdout, os.Stderr))
 }
 
 func run(args []string, getenv func(string) string, stdout, stderr io.Writer) int {
 	o, err := parseFlags(args, getenv, stdout)
-	os.Unsetenv(envPrefix + "ETCD_PASSWORD") // not for the programs that are called
+	// Not for the programs that are called. The second is the variable of unit files
+	// that the command line is made of, which has been read.
+	os.Unsetenv(envPrefix + "ETCD_PASSWORD")
+	os.Unsetenv("FLANNEL_OPTIONS")
 	switch {
 	case errors.Is(err, flag.ErrHelp):
 		return exitOK

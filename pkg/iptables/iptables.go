@@ -16,10 +16,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	goiptables "github.com/coreos/go-iptables/iptables"
@@ -305,6 +307,10 @@ func output(ctx context.Context, stdin string, argv []string) (string, error) {
 	var stdout, stderr bytes.Buffer
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Stdin, cmd.Stdout, cmd.Stderr = strings.NewReader(stdin), &stdout, &stderr
+	cmd.Env = environment(os.Environ())
+	// A wrapper script that hangs has children, which are to go with it.
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) }
 	cmd.WaitDelay = time.Second
 	err := cmd.Run()
 	if err == nil {
@@ -323,6 +329,19 @@ func output(ctx context.Context, stdin string, argv []string) (string, error) {
 		said = "it gave no reason"
 	}
 	return "", fmt.Errorf("%s: %w: %s", name, err, excerpt(said))
+}
+
+// environment is what of ours a program is given. There may be secrets in the rest,
+// and the socket of the service manager; and what it prints is to be in English.
+func environment(ours []string) []string {
+	env := []string{"LC_ALL=C"}
+	for _, v := range ours {
+		switch name, _, _ := strings.Cut(v, "="); name {
+		case "PATH", "XTABLES_LOCKFILE", "XTABLES_LIBDIR", "IPTABLES_LIB_DIR": // the latter are iptables' own
+			env = append(env, v)
+		}
+	}
+	return env
 }
 
 // excerpt is as much of what a program says as a message has room for.

@@ -38,7 +38,8 @@ type Options struct {
 	// no difference.
 	Prefix string
 	// CAFile, CertFile and KeyFile are for TLS, each empty where it is not
-	// used. All are read anew for each connection.
+	// used. All are read anew for each connection; but through a proxy (HTTPS_PROXY)
+	// the CAs are read once, and new ones need a restart.
 	CAFile, CertFile, KeyFile string
 	// Username and Password are for etcd's own authentication.
 	Username, Password string

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"regexp"
 	"strings"
 	"syscall"
 	"time"
@@ -27,6 +28,12 @@ type memberError struct {
 
 func (e *memberError) Error() string { return e.root + ": " + e.said }
 func (e *memberError) Unwrap() error { return e.err }
+
+// cause is the same for what differs only in when it was noticed.
+func (e *memberError) cause() string { return dates.ReplaceAllString(e.said, "") }
+
+// dates are those that date writes.
+var dates = regexp.MustCompile(`\d{4}-\d\d-\d\dT\d\d:\d\d:\d\dZ`)
 
 // failure makes one of an error of a request to a member, or a connection to it.
 // New is a member that has not answered since the start.

@@ -9,15 +9,22 @@ import (
 	"k8s.io/klog/v2"
 )
 
-// passed says in the log which members fail while others answer, each once until
-// it has answered again. That none answers is said by who asked.
+// passed says in the log which members fail while others answer, each cause once
+// until it has answered again. That none answers is said by who asked.
 //
 // A member that has answered before and now cannot be reached is none of these:
 // members are stopped and started, and etcd's own watch tells of it.
 type passed struct {
 	mu     sync.Mutex
-	known  map[string]bool         // members that have answered
-	failed map[string]*memberError // nil once it is said
+	known  map[string]bool // members that have answered
+	failed map[string]*failing
+}
+
+// failing is a member that fails. Many a cause comes and goes with the member, so
+// another one is said only if it is to be put right.
+type failing struct {
+	cause *memberError
+	said  []string // causes, that among them once it is said
 }
 
 // met reports whether a member has answered before.
@@ -35,13 +42,19 @@ func (p *passed) fails(err error) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if _, there := p.failed[e.root]; there || p.known[e.root] && !e.ours {
+	if p.known[e.root] && !e.ours {
 		return
 	}
-	if p.failed == nil {
-		p.failed = map[string]*memberError{}
+	f := p.failed[e.root]
+	switch {
+	case f == nil:
+		if p.failed == nil {
+			p.failed = map[string]*failing{}
+		}
+		p.failed[e.root] = &failing{cause: e}
+	case e.ours && !slices.Contains(f.said, e.cause()):
+		f.cause = e
 	}
-	p.failed[e.root] = e
 }
 
 // answers notes that a member did.
@@ -55,13 +68,13 @@ func (p *passed) answers(root string) {
 	delete(p.failed, root)
 	var all []error
 	say := klog.Infof // one that is down may be so on purpose
-	for root, e := range p.failed {
-		if e == nil {
+	for _, f := range p.failed {
+		if slices.Contains(f.said, f.cause.cause()) {
 			continue
 		}
-		all = append(all, e)
-		p.failed[root] = nil
-		if e.ours {
+		all = append(all, f.cause)
+		f.said = append(f.said, f.cause.cause())
+		if f.cause.ours {
 			say = klog.Warningf
 		}
 	}

@@ -30,13 +30,19 @@ func (f tlsFiles) config() (*tls.Config, error) {
 	if c.RootCAs, err = f.authorities(); err != nil {
 		return nil, fileError{err}
 	}
-	pair, err := f.pair()
-	if err != nil {
+	if _, err := f.pair(); err != nil { // which not every etcd asks for
 		return nil, fileError{err}
 	}
 	// Asked for by the handshake, it is shown whatever CAs etcd says it trusts: etcd's
-	// refusal then says more than that there was no certificate.
-	c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return pair, nil }
+	// refusal then says more than that there was no certificate. It is read anew, as
+	// through a proxy one config is for all connections.
+	c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		pair, err := f.pair()
+		if err != nil {
+			return nil, fileError{err}
+		}
+		return pair, nil
+	}
 	return c, nil
 }
 
@@ -132,6 +138,9 @@ func read(name, what, flag string) ([]byte, error) {
 		return text, nil
 	case errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("reading %s: %w; put the file there, or name another with %s", what, err, flag)
+	case errors.Is(err, fs.ErrPermission) && os.Geteuid() == 0:
+		// As in the sandbox of a systemd unit, to who takes root for one who may.
+		return nil, fmt.Errorf("reading %s: %w; flanneld is root without the right to pass over permissions: make it root's own or readable to all, and the directories above it, or give the unit CAP_DAC_READ_SEARCH (CapabilityBoundingSet=)", what, err)
 	case errors.Is(err, fs.ErrPermission):
 		return nil, fmt.Errorf("reading %s: %w; let the user that flanneld runs as read it and the directories above it", what, err)
 	}

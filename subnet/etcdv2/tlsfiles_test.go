@@ -60,6 +60,10 @@ func TestTLSFiles(t *testing.T) {
 	if err := os.Chmod(secret, 0); err != nil {
 		t.Fatal(err)
 	}
+	unreadable := "let the user that flanneld runs as read it and the directories above it"
+	if os.Geteuid() == 0 {
+		unreadable = "flanneld is root without the right to pass over permissions: make it root's own or readable to all, and the directories above it, or give the unit CAP_DAC_READ_SEARCH (CapabilityBoundingSet=)"
+	}
 	bundle := file("bundle.pem", append(block("CERTIFICATE", nil), ca.PEM...))
 
 	for _, test := range []struct {
@@ -76,7 +80,7 @@ func TestTLSFiles(t *testing.T) {
 		{name: "certificate and key exchanged", ca: caFile, cert: key, key: cert, want: "reading the client certificate for etcd: there is no certificate in " + key + `, but a block of the type "PRIVATE KEY": is it the one for --etcd-keyfile?; name`},
 		{name: "a broken certificate", cert: brokenCert, key: key, want: "reading the client certificate for etcd: the certificate in " + brokenCert + " is broken: "},
 		{name: "no key", ca: caFile, cert: cert, key: missing, want: "reading the key of the client certificate for etcd: open " + missing + ": no such file or directory; put the file there, or name another with --etcd-keyfile"},
-		{name: "a key that may not be read", ca: caFile, cert: cert, key: secret, want: "reading the key of the client certificate for etcd: open " + secret + ": permission denied; let the user that flanneld runs as read it and the directories above it"},
+		{name: "a key that may not be read", ca: caFile, cert: cert, key: secret, want: "reading the key of the client certificate for etcd: open " + secret + ": permission denied; " + unreadable},
 		{name: "a key not in PEM", ca: caFile, cert: cert, key: garbage, want: "reading the key of the client certificate for etcd: there is no private key in " + garbage + ": it is not in PEM, which has a line -----BEGIN PRIVATE KEY-----; name the file with the key with --etcd-keyfile"},
 		{name: "an encrypted key", ca: caFile, cert: cert, key: pkcs8, want: "reading the key of the client certificate for etcd: the key in " + pkcs8 + " is encrypted, and there is nobody to ask for its passphrase; write it without one (openssl pkey -in " + pkcs8 + " -out <new file>) and name that with --etcd-keyfile"},
 		{name: "a key encrypted in the old way", ca: caFile, cert: cert, key: openssl, want: "reading the key of the client certificate for etcd: the key in " + openssl + " is encrypted, "},
