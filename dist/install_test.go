@@ -161,7 +161,7 @@ func TestInstalledPaths(t *testing.T) {
 		}
 	}
 	unit, _ := os.ReadFile(there + "/usr/local/lib/systemd/system/flanneld.service")
-	for _, line := range []string{"\nExecStart=/opt/flannel-0.1/s+bin/flanneld -", "\nExecStartPost=/opt/flannel-0.1/s+bin/mk-docker-opts.sh -k"} {
+	for _, line := range []string{"\nExecStart=/opt/flannel-0.1/s+bin/flanneld -", "\nExecStartPost=/opt/flannel-0.1/s+bin/mk-docker-opts.sh -f ${FLANNELD_SUBNET_FILE} -k"} {
 		if !strings.Contains(string(unit), line) {
 			t.Errorf("the unit has no line%s…:\n%s", line, unit)
 		}

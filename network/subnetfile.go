@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 
 	"k8s.io/klog/v2"
 
@@ -21,9 +22,23 @@ func writeSubnetFile(name string, network, own netip.Prefix, mtu int, masq bool)
 	text := fmt.Sprintf("FLANNEL_NETWORK=%v\nFLANNEL_SUBNET=%v\nFLANNEL_MTU=%d\nFLANNEL_IPMASQ=%t\n",
 		network, netip.PrefixFrom(own.Addr().Next(), own.Bits()), mtu, masq)
 	if err := replaceFile(name, text); err != nil {
-		return fmt.Errorf("writing the subnet file %s, without which dockerd must not start: %w", name, err)
+		return fmt.Errorf("writing the subnet file %s, without which dockerd must not start: %w%s", name, err, sandboxHint(name, err))
 	}
 	return nil
+}
+
+// sandboxHint is what to do about an error of writing a file, if it is one that
+// the sandbox of flanneld.service makes, where hardly anything may be written: the
+// file system is seldom read-only for another reason.
+func sandboxHint(name string, err error) string {
+	if !errors.Is(err, syscall.EROFS) {
+		return ""
+	}
+	dir := filepath.Dir(name)
+	if abs, err := filepath.Abs(dir); err == nil {
+		dir = abs
+	}
+	return fmt.Sprintf(" (is it the sandbox of the unit? add ReadWritePaths=%s to it)", dir)
 }
 
 // readSubnetFile returns the subnet that the subnet file names. Such a file may

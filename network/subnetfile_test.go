@@ -1,10 +1,12 @@
 package network
 
 import (
+	"io/fs"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"flanneld/subnet"
@@ -22,6 +24,20 @@ func TestSubnetFile(t *testing.T) {
 	}
 	if got, err := readSubnetFile(name); err != nil || got != own {
 		t.Errorf("read back as %v, %v", got, err)
+	}
+}
+
+// A file system that may not be written is most often the doing of the unit's
+// sandbox, and the error says what to add to it.
+func TestSandboxHint(t *testing.T) {
+	const name = "/etc/flannel/subnet.env"
+	for err, want := range map[error]string{
+		&fs.PathError{Op: "open", Path: name, Err: syscall.EROFS}:  " (is it the sandbox of the unit? add ReadWritePaths=/etc/flannel to it)",
+		&fs.PathError{Op: "open", Path: name, Err: syscall.ENOSPC}: "",
+	} {
+		if got := sandboxHint(name, err); got != want {
+			t.Errorf("%v: %q", err, got)
+		}
 	}
 }
 

@@ -185,32 +185,36 @@ func (h *dockerHost) Create(name string, options ...string) error {
 func (h *dockerHost) Container(name string) *dockerContainer {
 	h.t.Helper()
 	c := &dockerContainer{On: h}
-	var addr netip.Addr
 	lab.Eventually(h.t, dockerTime, fmt.Sprintf("container %s on %v runs", name, h), func() error {
 		out, err := h.Docker("inspect", "-f", "{{.State.Pid}} {{.NetworkSettings.IPAddress}}", name)
 		if err != nil {
 			return err
 		}
 		pid, ip, _ := strings.Cut(out, " ")
-		var numberErr, addrErr error
+		var numberErr error
 		c.pid, numberErr = strconv.Atoi(pid)
-		addr, addrErr = netip.ParseAddr(ip)
+		addr, addrErr := netip.ParseAddr(ip)
 		if err := errors.Join(numberErr, addrErr); err != nil || c.pid == 0 {
 			return fmt.Errorf("docker inspect says %q", out)
 		}
+		if old := h.containers[name]; old != nil {
+			if old.pid == c.pid {
+				c = old
+				return nil
+			}
+			h.lab.Release(old.Node)
+			delete(h.containers, name)
+		}
+		// An error is a container that was restarted just now.
+		if c.Node, err = h.lab.Adopt(h.Name+"-"+name, c.pid, addr); err != nil {
+			return err
+		}
+		h.containers[name] = c
 		return nil
 	})
-	if old := h.containers[name]; old != nil {
-		if old.pid == c.pid {
-			return old
-		}
-		h.lab.Release(old.Node)
-	}
-	c.Node = h.lab.Adopt(h.Name+"-"+name, c.pid, addr)
-	h.containers[name] = c
 	lab.Eventually(h.t, dockerTime, fmt.Sprintf("container %s on %v serves", name, h), func() error {
 		for _, port := range []uint16{serverPort, webPort} {
-			if _, err := ask(h.Host.Node, netip.AddrPortFrom(addr, port)); err != nil {
+			if _, err := ask(h.Host.Node, netip.AddrPortFrom(c.Addr(), port)); err != nil {
 				return err
 			}
 		}

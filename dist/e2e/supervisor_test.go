@@ -373,6 +373,11 @@ func TestStartScript(t *testing.T) {
 		{name: "as they are written", sysconfig: "FLANNEL_ETCD_PREFIX=/a\nFLANNEL_ETCD_ENDPOINTS='http://a,http://b'  \n",
 			defaults: "; another\n  # and another\n\nFLANNEL_ETCD_PREFIX=\"/b\"\nFLANNEL_OPTIONS=-iface=eth0  -iface-regex=^10[.]* -log_dir /et[c]\nFLANNELD_ETCD_PASSWORD=\"a $b `c` \\d = e\"\nPATH=/nowhere\nn=x",
 			want:     []string{"-etcd-endpoints=http://a,http://b", "-etcd-prefix=/b", "-iface=eth0", "-iface-regex=^10[.]*", "-log_dir", "/et[c]", "a $b `c` \\d = e"}},
+		{name: "lines that go on", sysconfig: "FLANNEL_OPTIONS=\"-iface=eth0 \\\n  -ip-masq=true \\\n-v=1\"\nFLANNEL_ETCD_PREFIX=/a\n# a comment \\\nthat goes on\n",
+			defaults: "FLANNELD_ETCD_PASSWORD=x\\",
+			want:     []string{defaults[0], "-etcd-prefix=/a", "-iface=eth0", "-ip-masq=true", "-v=1", "x\\"}},
+		{name: "for a shell", sysconfig: "export FLANNEL_ETCD_PREFIX=/a\n  export FLANNELD_ETCD_PASSWORD='a b'\nexport PATH=/nowhere\n", want: []string{defaults[0], "-etcd-prefix=/a", "a b"}},
+		{name: "wrong after lines that go on", sysconfig: "FLANNEL_OPTIONS=-v=1 \\\n-iface=eth0\nopen-sesame\n", wrong: "flanneld-start.sh: reading the settings in /etc/sysconfig/flanneld: line 3 is not NAME=VALUE\n"},
 		{name: "no name", sysconfig: "FLANNEL_OPTIONS=\nopen-sesame\n", wrong: "flanneld-start.sh: reading the settings in /etc/sysconfig/flanneld: line 2 is not NAME=VALUE\n"},
 		{name: "a wrong name", defaults: "open-sesame=1\n", wrong: "flanneld-start.sh: reading the settings in /etc/default/flanneld: line 1 does not begin with a name and =\n"},
 	} {

@@ -27,6 +27,8 @@ type site struct {
 	cluster *cluster.Cluster
 	peer    *cluster.Node  // the other host
 	far     *lab.Container // on it
+
+	subnetFile string // of the machine
 }
 
 // newSite boots the machine. Nothing of flanneld's runs on it yet; on the other
@@ -41,7 +43,7 @@ func newSite(t *testing.T, config string) *site {
 // newSiteOn is newSite for a cluster whose etcd is there already.
 func newSiteOn(t *testing.T, c *cluster.Cluster, s *lab.Segment, config string) *site {
 	t.Helper()
-	a := &site{newMachine(t, c.Host("vm", s)), c, c.Node("peer", s), nil}
+	a := &site{newMachine(t, c.Host("vm", s)), c, c.Node("peer", s), nil, subnetFile}
 	a.install("../flanneld.service", "/etc/systemd/system/flanneld.service", 0o644)
 	a.install("../docker-flannel.conf", "/etc/systemd/system/docker.service.d/flannel.conf", 0o644)
 	a.install("../flanneld.env", "/etc/default/flanneld", 0o644)
@@ -77,7 +79,7 @@ func (a *site) start() {
 // env is what the subnet file says.
 func (a *site) env() (gateway netip.Prefix, mtu int) {
 	a.t.Helper()
-	text := a.read(subnetFile)
+	text := a.read(a.subnetFile)
 	m := regexp.MustCompile(`\AFLANNEL_NETWORK=10\.1\.0\.0/16\nFLANNEL_SUBNET=(.*)\nFLANNEL_MTU=(.*)\nFLANNEL_IPMASQ=(?:true|false)\n\z`).FindStringSubmatch(text)
 	if m == nil {
 		a.t.Fatalf("the subnet file has\n%s", text)
@@ -101,7 +103,8 @@ func (a *site) near() *lab.Container {
 func (a *site) fits() {
 	a.t.Helper()
 	gateway, mtu := a.env()
-	want := fmt.Sprintf(`DOCKER_NETWORK_OPTIONS=" --bip=%v --ip-masq=true --mtu=%d"`, gateway, mtu)
+	masq := !strings.Contains(a.read(a.subnetFile), "FLANNEL_IPMASQ=true") // one of the two does it
+	want := fmt.Sprintf(`DOCKER_NETWORK_OPTIONS=" --bip=%v --ip-masq=%t --mtu=%d"`, gateway, masq, mtu)
 	if got := a.read("/run/flannel/docker"); !strings.Contains(got, want+"\n") {
 		a.t.Errorf("/run/flannel/docker has\n%s\nand not\n%s", got, want)
 	}
@@ -290,13 +293,23 @@ func TestSystemdTraffic(t *testing.T) {
 	}
 }
 
-// A host that lost its subnet to another gets a new one by being started again.
+// A host that lost its subnet to another gets a new one by being started again,
+// and so does its dockerd; which otherwise goes on, however often flanneld is
+// restarted.
 func TestSystemdLostLease(t *testing.T) {
 	a := newSite(t, vxlanConfig)
 	a.start()
-	old, _ := a.env()
-	key := strings.ReplaceAll(old.Masked().String(), "/", "-")
-	a.cluster.PutLease(key, `{"PublicIP":"172.30.0.99","BackendType":"vxlan","BackendData":{"VtepMAC":"02:00:00:00:00:99"}}`, time.Hour)
+	a.run("systemctl", "start", "docker")
+	dockerFits(t, a.machine)
+	dockerd := a.property("docker", "MainPID")
+	for _, options := range []string{"", "-ip-masq"} {
+		a.set(options)
+		a.run("systemctl", "restart", "flanneld")
+		a.fits()
+		a.dockerGoesOn(dockerd)
+	}
+	a.set("")
+	old := a.rob()
 	a.await("flanneld", "NRestarts", "1")
 	a.await("flanneld", "ActiveState", "active")
 	a.said("flanneld", "Main process exited, code=exited, status=1/FAILURE")
@@ -305,7 +318,104 @@ func TestSystemdLostLease(t *testing.T) {
 		t.Errorf("the subnet is %v, as before", now)
 	}
 	a.fits()
-	a.reach(t, a.near())
+	a.dockerIsAnother(dockerd)
+	dockerFits(t, a.machine)
+	gateway, _ := a.env()
+	lab.EventuallyPing(t, 20*time.Second, a.Host, a.far.Addr(), lab.Echo{From: gateway.Addr()}) // docker0's own address
+}
+
+// A new subnet is no trouble where there is no dockerd to start again, and none
+// where one is about to start: it does, on the new subnet.
+func TestSystemdNewSubnet(t *testing.T) {
+	a := newSite(t, vxlanConfig)
+	a.start()
+	// moved starts flanneld after its subnet has gone to another host.
+	moved := func(start ...string) {
+		t.Helper()
+		a.run("systemctl", "stop", "flanneld")
+		old := a.rob()
+		a.run(append([]string{"systemctl", "start"}, start...)...)
+		a.await("flanneld", "ActiveState", "active")
+		if now, _ := a.env(); now == old {
+			t.Errorf("the subnet is %v, as before", now)
+		}
+		a.fits()
+	}
+	idle := func() {
+		t.Helper()
+		if state, jobs := a.property("docker", "ActiveState"), a.dockerJobs(); state != "inactive" || jobs != "" {
+			t.Errorf("docker is %s, and to do is %q", state, jobs)
+		}
+		if result := a.property("flanneld", "Result"); result != "success" {
+			t.Errorf("flanneld has ended with %s", result)
+		}
+	}
+	a.sub("not running", func(t *testing.T) {
+		moved("flanneld")
+		idle()
+	})
+	a.sub("to be started", func(t *testing.T) {
+		moved("--no-block", "docker") // which waits for flanneld
+		a.await("docker", "ActiveState", "active")
+		dockerFits(t, a.machine)
+		a.run("systemctl", "stop", "docker.socket", "docker")
+	})
+	a.sub("starting", func(t *testing.T) {
+		// It neither fails nor hangs when it is told to start over in the middle of it.
+		a.dropIn("docker", "ExecStartPre=/bin/sh -c 'until [ -e /run/go ]; do sleep 0.1; done'")
+		a.run("systemctl", "start", "--no-block", "docker")
+		a.await("docker", "SubState", "start-pre")
+		moved("flanneld")
+		a.write("/run/go", "")
+		a.await("docker", "ActiveState", "active")
+		dockerFits(t, a.machine)
+		a.run("systemctl", "stop", "docker.socket", "docker")
+	})
+	a.sub("not installed", func(t *testing.T) {
+		a.run("sh", "-c", "rm -r /usr/lib/systemd/system/docker.* /etc/systemd/system/docker.* /etc/init.d/docker; systemctl daemon-reload")
+		if state := a.property("docker", "LoadState"); state != "not-found" {
+			t.Fatalf("docker.service is %s", state)
+		}
+		moved("flanneld")
+		idle()
+	})
+}
+
+// rob gives the machine's subnet to another host.
+func (a *site) rob() (lost netip.Prefix) {
+	a.t.Helper()
+	lost, _ = a.env()
+	a.cluster.PutLease(strings.ReplaceAll(lost.Masked().String(), "/", "-"), `{"PublicIP":"172.30.0.99","BackendType":"vxlan","BackendData":{"VtepMAC":"02:00:00:00:00:99"}}`, time.Hour)
+	return lost
+}
+
+// dockerJobs is what systemd is about to do to dockerd.
+func (m *machine) dockerJobs() string {
+	m.t.Helper()
+	return m.run("systemctl", "list-jobs", "--no-legend", "docker.service")
+}
+
+// dockerGoesOn checks that dockerd is this process, and that nothing is about to
+// be done to it.
+func (m *machine) dockerGoesOn(pid string) {
+	m.t.Helper()
+	if jobs := m.dockerJobs(); jobs != "" {
+		m.t.Errorf("for docker there are the jobs %s", jobs)
+	}
+	if now := m.property("docker", "MainPID"); now != pid {
+		m.t.Errorf("dockerd was started again: pid %s was %s", now, pid)
+	}
+}
+
+// dockerIsAnother waits until dockerd is another process than this one.
+func (m *machine) dockerIsAnother(pid string) {
+	m.t.Helper()
+	lab.Eventually(m.t, reactionTime, "waiting for another dockerd", func() error {
+		if now, state := m.property("docker", "MainPID"), m.property("docker", "ActiveState"); now == pid || now == "0" || state != "active" {
+			return fmt.Errorf("it is %s, pid %s", state, now)
+		}
+		return nil
+	})
 }
 
 // Wrong usage is said once, and not tried again.

@@ -24,8 +24,16 @@ fail() {
 
 [ "$(id -u)" = 0 ] || fail "the end-to-end tests boot machines and run dockerd, which only root may: run this as root"
 command -v debootstrap >/dev/null || fail "there is no debootstrap: install the package of that name"
-# What debootstrap mounts and starts goes with this script, however that ends.
-[ -n "${TREE_INSIDE-}" ] || TREE_INSIDE=yes exec unshare --mount --pid --fork --kill-child --mount-proc sh "$0" "$@"
+# What debootstrap mounts and starts goes with this script, however that ends: by
+# setpriv when it is killed, by the trap otherwise, as unshare takes no notice of
+# SIGTERM.
+if [ -z "${TREE_INSIDE-}" ]; then
+	TREE_INSIDE=yes setpriv --pdeathsig KILL unshare --mount --pid --fork --kill-child --mount-proc sh "$0" "$@" &
+	inside=$!
+	trap 'kill -KILL $inside; exit 1' HUP INT TERM
+	wait $inside
+	exit
+fi
 
 echo "Making a tree of Debian $release in $tree (a minute)"
 rm -rf "$tree"

@@ -54,11 +54,11 @@ func TestUnitSandbox(t *testing.T) {
 		a.must(os.WriteFile(filepath.Join(a.peer.Dir, name), text, 0o600))
 	}
 	a.peer.Under = []string{"env", "FLANNELD_ETCD_CAFILE=ca.pem", "FLANNELD_ETCD_CERTFILE=client.pem", "FLANNELD_ETCD_KEYFILE=client-key.pem"}
-	for _, test := range []struct{ backend, iptables, options string }{
-		{`"vxlan"`, "nft", "-ip-masq"},
-		{`"host-gw"`, "nft", "-log_dir=/var/log/k8s/flanneld"},
-		{`"vxlan","DirectRouting":true`, "legacy", "-ip-masq"},
-		{`"udp"`, "legacy", "-subnet-file=/run/flannel/subnet.env"},
+	for _, test := range []struct{ backend, iptables, options, subnetFile string }{
+		{`"vxlan"`, "nft", "-ip-masq", ""},
+		{`"host-gw"`, "nft", "-log_dir=/var/log/k8s/flanneld", ""},
+		{`"vxlan","DirectRouting":true`, "legacy", "-ip-masq", ""},
+		{`"udp"`, "legacy", "", "/etc/flannel/subnet.env"},
 	} {
 		a.sub(strings.NewReplacer(`"`, "", ",", " ", ":", " ").Replace(test.backend)+" "+test.iptables, func(t *testing.T) {
 			a.cluster.SetConfig(`{"Network":"10.1.0.0/16","Backend":{"Type":` + test.backend + `}}`)
@@ -70,9 +70,13 @@ func TestUnitSandbox(t *testing.T) {
 			}
 			a.run("rm", "-f", "/run/xtables.lock")
 			a.set(test.options + " -etcd-cafile=/root/ca.pem -etcd-certfile=/root/client.pem -etcd-keyfile=/root/client-key.pem")
+			if test.subnetFile != "" {
+				a.subnetElsewhere(test.subnetFile)
+			}
 			a.Sysctl("net.ipv4.ip_forward", "0")
 			a.start()
 			defer a.run("systemctl", "stop", "flanneld")
+			a.fits()
 
 			a.RemoveContainers()
 			a.reach(t, a.near())
@@ -104,6 +108,27 @@ func TestUnitSandbox(t *testing.T) {
 	if text := a.read("/var/log/k8s/flanneld/flanneld.INFO"); !strings.Contains(text, "Ready: ") {
 		t.Errorf("the log file has\n%s", text)
 	}
+}
+
+// subnetElsewhere moves the subnet file to another directory, by the setting and
+// the drop-in that README names; without the drop-in flanneld says what is missing.
+func (a *site) subnetElsewhere(name string) {
+	a.t.Helper()
+	dir := filepath.Dir(name)
+	a.run("mkdir", dir)
+	a.run("rm", "-rf", filepath.Dir(subnetFile)) // what is left of another run
+	a.write("/etc/default/flanneld", "FLANNELD_SUBNET_FILE="+name+"\n")
+	a.dropIn("flanneld", "RestartSec=1h") // one failure says it
+	a.run("systemctl", "start", "--no-block", "flanneld")
+	a.said("flanneld", regexp.QuoteMeta("writing the subnet file "+name+", without which dockerd must not start: ")+".*"+
+		regexp.QuoteMeta("read-only file system (is it the sandbox of the unit? add ReadWritePaths="+dir+" to it)"))
+	a.await("flanneld", "SubState", "auto-restart")
+	if a.exists("/run/flannel/docker") {
+		a.t.Error("there are options for dockerd")
+	}
+	a.run("systemctl", "stop", "flanneld")
+	a.dropIn("flanneld", "ReadWritePaths="+dir)
+	a.subnetFile = name
 }
 
 // The units that operators have been using work as they stand.
@@ -196,4 +221,51 @@ func TestFieldUnits(t *testing.T) {
 			m.run("sh", "-c", "rm -rf /run/flannel; ip link delete docker0 2>/dev/null || true")
 		})
 	}
+}
+
+// Where the unit of an older daemon has made dockerd restart with each flanneld,
+// the steps of README put ours in its place, and dockerd keeps its own options.
+func TestUpgrade(t *testing.T) {
+	l := lab.ForTest(t)
+	s := l.Segment("a", netip.MustParsePrefix("172.30.0.0/24"))
+	c := cluster.New(l, s)
+	c.SetConfig(vxlanConfig)
+	m := newMachine(t, l.Host("vm", s))
+	// A package has brought the unit, and what docker's needs beside it.
+	m.install("testdata/units/dockeropts/flanneld.service", "/usr/lib/systemd/system/flanneld.service", 0o644)
+	m.write("/usr/lib/systemd/system/docker.service.d/flannel.conf", "[Service]\nEnvironmentFile=-/run/flannel/docker\nExecStart=\nExecStart=/usr/sbin/dockerd -H fd:// $DOCKER_NETWORK_OPTIONS\n")
+	m.write("/etc/sysconfig/flanneld", fmt.Sprintf("FLANNEL_ETCD_ENDPOINTS=%q\nFLANNEL_ETCD_PREFIX=%q\nFLANNEL_OPTIONS=\"-iface=eth0\"\n", c.Etcd.Endpoint(), c.Prefix))
+	m.write("/etc/sysconfig/docker-network", "DOCKER_NETWORK_OPTIONS=\"--log-level=warn\"\n")
+	m.boot()
+	m.run("systemctl", "enable", "flanneld")
+	m.run("systemctl", "start", "docker")
+	dockerFits(t, m)
+	dockerd := m.property("docker", "MainPID")
+	m.run("systemctl", "restart", "flanneld")
+	m.dockerIsAnother(dockerd) // or there would be nothing to put right
+
+	const unit = "/usr/local/lib/systemd/system/flanneld.service" // where make install puts it
+	m.install("../flanneld.service", unit, 0o644)
+	m.install("../docker-flannel.conf", "/etc/systemd/system/docker.service.d/flannel.conf", 0o644)
+	for _, args := range [][]string{{"daemon-reload"}, {"reenable", "flanneld"}, {"restart", "flanneld"}, {"restart", "docker"}} {
+		m.run(append([]string{"systemctl"}, args...)...)
+	}
+	if got := m.property("flanneld", "FragmentPath"); got != unit {
+		t.Errorf("flanneld's unit is %s", got)
+	}
+	if got := m.property("docker", "Requires"); strings.Contains(got, "flanneld") {
+		t.Errorf("dockerd still requires %s", got)
+	}
+	fits := func() {
+		t.Helper()
+		dockerFits(t, m)
+		if args := m.read("/proc/" + m.property("docker", "MainPID") + "/cmdline"); !strings.Contains(args, "--log-level=warn\x00") {
+			t.Errorf("dockerd has lost its own options, and was started as %q", args)
+		}
+	}
+	fits()
+	dockerd = m.property("docker", "MainPID")
+	m.run("systemctl", "restart", "flanneld")
+	m.dockerGoesOn(dockerd)
+	fits()
 }

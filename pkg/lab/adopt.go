@@ -15,14 +15,14 @@ import (
 // Adopt adds a node for a namespace that is there already: that of a process
 // with this number, as of a container that a real dockerd has made. addr is the
 // address the node is known by. [Lab.Release] lets go of it, as the lab does in
-// the end.
-func (l *Lab) Adopt(name string, pid int, addr netip.Addr) *Node {
-	l.Helper()
+// the end. It is an error if the process has ended, as that of a container that is
+// restarted; nothing is left of the node then.
+func (l *Lab) Adopt(name string, pid int, addr netip.Addr) (*Node, error) {
 	n := &Node{Name: name, Dir: filepath.Join(l.dir, name), lab: l, ns: netns.None(), addr: addr}
 	if err := n.adopt(pid); err != nil {
-		l.Fatalf("adopting the namespace of process %d as %s: %v", pid, name, err)
+		return nil, fmt.Errorf("adopting the namespace of process %d as %s: %w", pid, name, err)
 	}
-	return n
+	return n, nil
 }
 
 func (n *Node) adopt(pid int) (err error) {
