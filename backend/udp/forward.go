@@ -137,6 +137,7 @@ func (p *path) run(ctx context.Context) error {
 
 // outbound is the worker from the device to the socket.
 func (p *path) outbound() error {
+	defer p.out.waits() // one that has ended is not stuck
 	sizes := make([]int, len(p.outSlots))
 	datagrams := make([]datagram, 0, len(p.outSlots))
 	for failures := 0; ; {
@@ -246,6 +247,7 @@ func (p *path) refuse(packet []byte, v verdict) {
 
 // inbound is the worker from the socket to the device.
 func (p *path) inbound() error {
+	defer p.in.waits()
 	batch := make([][]byte, 0, batchSize)
 	for failures := 0; ; {
 		p.in.waits()

@@ -170,6 +170,7 @@ func startNodes(t *testing.T, offload bool, addrs ...string) (nodes []*testNode)
 	hosts.Store(newTable(leases))
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error)
+	var paths []*path
 	for _, s := range loopbackSockets(t, addrs...) {
 		n := &testNode{testTunnel: newTestTunnel(), sock: s}
 		if !offload {
@@ -185,7 +186,7 @@ func startNodes(t *testing.T, offload bool, addrs ...string) (nodes []*testNode)
 			p.icmp.close()
 			p.icmp = nil
 		}
-		nodes = append(nodes, n)
+		nodes, paths = append(nodes, n), append(paths, p)
 		go func() { ended <- p.run(ctx) }()
 	}
 	t.Cleanup(func() {
@@ -193,6 +194,11 @@ func startNodes(t *testing.T, offload bool, addrs ...string) (nodes []*testNode)
 		for range addrs {
 			if err := <-ended; !errors.Is(err, context.Canceled) && !errors.Is(err, errDeviceLost) && !errors.Is(err, net.ErrClosed) {
 				t.Errorf("run returned %v", err)
+			}
+		}
+		for _, p := range paths {
+			if p.out.turns.Load()%2 == 1 || p.in.turns.Load()%2 == 1 {
+				t.Error("a worker that has ended looks as if it were at work for ever")
 			}
 		}
 	})
