@@ -28,7 +28,7 @@ TESTFLAGS =
 # How long each fuzz target is fuzzed.
 FUZZTIME = 1m
 
-# Arguments of the benchmark, such as BENCHFLAGS='-only vxlan,start'.
+# Arguments of the benchmark, such as BENCHFLAGS='-only vxlan,start' or '-only udp'.
 BENCHFLAGS =
 
 # -buildvcs=false: the version is given above, and asking git a second time
@@ -77,7 +77,8 @@ demo: tools ## show each backend at work on three hosts, and measure it (half a 
 	@$(BUILD) -o bin/demo ./cmd/demo
 	@exec bin/demo
 
-bench: tools ## measure the control plane with thousands of leases (six minutes)
+bench: ## measure the control plane with thousands of leases, and traffic (ten minutes)
+	@sh dist/tools.sh bench
 	@$(BUILD) -o bin/bench ./cmd/bench
 	@exec bin/bench $(BENCHFLAGS)
 

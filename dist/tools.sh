@@ -1,15 +1,19 @@
 #!/bin/sh
-# Installs the commands that the tests and the demo call, where they are missing
-# and this user may; if not, says how to get them. Does nothing, and asks no
-# network, when all are there.
+# Installs the commands that the tests, the demo and the benchmark call, where they
+# are missing and this user may; if not, says how to get them. Does nothing, and
+# asks no network, when all are there.
 #
-# Usage: tools.sh [e2e]
+# Usage: tools.sh [e2e | bench]
 #
-# With e2e also what the end-to-end tests call on the machine itself.
+# With e2e also what the end-to-end tests call on the machine itself, with bench
+# what the benchmark does.
 set -eu
 
 needed='ip bridge iptables'
-[ "${1-}" != e2e ] || needed="$needed debootstrap systemd-nspawn"
+case ${1-} in
+e2e) needed="$needed debootstrap systemd-nspawn" ;;
+bench) needed="$needed iperf3 ping" ;;
+esac
 
 # The PATH of ordinary users may lack these; the lab looks there as well.
 PATH=$PATH:/usr/local/sbin:/usr/sbin:/sbin
@@ -34,8 +38,11 @@ lacks=$(missing)
 # The packages' names nearly everywhere.
 iproute=iproute2
 nspawn=systemd-container
+iperf=iperf3
+ping=iputils
 refresh=
 if have apt-get; then
+	ping=iputils-ping
 	install='env DEBIAN_FRONTEND=noninteractive apt-get install -y --no-install-recommends'
 	refresh='apt-get update'
 elif have dnf; then
@@ -43,7 +50,7 @@ elif have dnf; then
 elif have yum; then
 	install='yum install -y' iproute=iproute
 elif have zypper; then
-	install='zypper --non-interactive install'
+	install='zypper --non-interactive install' iperf=iperf
 	refresh='zypper --non-interactive refresh'
 elif have pacman; then
 	install='pacman -S --noconfirm --needed'
@@ -61,9 +68,11 @@ case $lacks in *ip\ * | *bridge*) packages=$iproute ;; esac
 case $lacks in *iptables*) packages="$packages${packages:+ }iptables" ;; esac
 case $lacks in *debootstrap*) packages="$packages${packages:+ }debootstrap" ;; esac
 case $lacks in *nspawn*) packages="$packages${packages:+ }$nspawn" ;; esac
+case $lacks in *iperf3*) packages="$packages${packages:+ }$iperf" ;; esac
+case $lacks in *ping*) packages="$packages${packages:+ }$ping" ;; esac
 
 fail() {
-	echo "Tests and demo need commands that are missing: $lacks- $1" >&2
+	echo "Tests, demo and benchmark need commands that are missing: $lacks- $1" >&2
 	exit 1
 }
 

@@ -113,15 +113,23 @@ func TestDifference(t *testing.T) {
 
 func TestOnly(t *testing.T) {
 	for _, test := range []struct {
-		only          string
-		scenes, parts []string
-		wrong         bool
+		only    string
+		scenes  []string
+		parts   []string // of the control plane
+		traffic []string
+		layouts []string
+		wrong   bool
 	}{
-		{"", []string{"vxlan", "host-gw"}, partNames(), false},
-		{"start,idle", []string{"vxlan", "host-gw"}, []string{"start", "idle"}, false},
-		{"host-gw,start", []string{"host-gw"}, []string{"start"}, false},
-		{"host-gw", []string{"host-gw"}, partNames(), false},
-		{"strat", nil, nil, true},
+		{"", []string{"vxlan", "host-gw", "udp"}, partNames(), trafficPartNames(), layoutNames(), false},
+		{"start,idle", []string{"vxlan", "host-gw"}, []string{"start", "idle"}, trafficPartNames(), layoutNames(), false},
+		{"host-gw,start", []string{"host-gw"}, []string{"start"}, trafficPartNames(), layoutNames(), false},
+		{"host-gw", []string{"host-gw"}, partNames(), trafficPartNames(), layoutNames(), false},
+		{"udp,wire,tcp1", []string{"udp"}, partNames(), []string{"tcp1"}, []string{"wire"}, false},
+		{"ping,tcp4", []string{"udp"}, partNames(), []string{"tcp4", "ping"}, layoutNames(), false},
+		{"whole", []string{"udp"}, partNames(), trafficPartNames(), []string{"whole"}, false},
+		{"host-gw,start,ping", []string{"host-gw", "udp"}, []string{"start"}, []string{"ping"}, layoutNames(), false},
+		{"udp,start", []string{"vxlan", "host-gw", "udp"}, []string{"start"}, trafficPartNames(), layoutNames(), false},
+		{only: "strat", wrong: true},
 	} {
 		b := &bench{}
 		err := b.parse([]string{"-only", test.only})
@@ -131,11 +139,22 @@ func TestOnly(t *testing.T) {
 		if err != nil {
 			continue
 		}
-		if diff := cmp.Diff(test.scenes, b.chosen(sceneNames())); diff != "" {
-			t.Errorf("-only %s, scenes (-want +got):\n%s", test.only, diff)
+		var scenes []string
+		for _, s := range b.scenes() {
+			scenes = append(scenes, s.name)
 		}
-		if diff := cmp.Diff(test.parts, b.chosen(partNames())); diff != "" {
-			t.Errorf("-only %s, parts (-want +got):\n%s", test.only, diff)
+		for _, list := range []struct {
+			what      string
+			got, want []string
+		}{
+			{"scenes", scenes, test.scenes},
+			{"parts", b.chosen(partNames()), test.parts},
+			{"parts of traffic", b.chosen(trafficPartNames()), test.traffic},
+			{"layouts", b.chosen(layoutNames()), test.layouts},
+		} {
+			if diff := cmp.Diff(list.want, list.got); diff != "" {
+				t.Errorf("-only %s, %s (-want +got):\n%s", test.only, list.what, diff)
+			}
 		}
 	}
 }

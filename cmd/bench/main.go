@@ -1,7 +1,8 @@
 // Command bench measures flanneld's control plane with thousands of leases in
 // etcd: how fast a host starts, restarts and follows changes, and what it
-// costs to keep flanneld running. It ends in one table, each figure beside the
-// bound it ought to keep. README.md says how to read it.
+// costs to keep flanneld running. And it measures what the udp backend carries,
+// beside the others. It ends in a table for each of the two, each figure beside
+// the bound it ought to keep. README.md says how to read it.
 //
 // The hosts are network namespaces (see package lab), which go with the
 // program, however it ends; nothing of the machine itself is changed.
@@ -23,13 +24,21 @@ import (
 
 // A scene is what is measured in one lab.
 type scene struct {
-	name string
-	play func(*bench, *lab.Lab) error
+	name  string
+	parts []string // what it can be confined to
+	tools []string // that it calls
+	play  func(*bench, *lab.Lab) error
 }
 
+var (
+	controlTools = []string{"ip", "bridge", "iptables"}
+	trafficTools = append(slices.Clone(controlTools), "iperf3", "ping")
+)
+
 var scenes = []scene{
-	{vxlan.name, func(b *bench, l *lab.Lab) error { return b.control(l, vxlan) }},
-	{hostGW.name, func(b *bench, l *lab.Lab) error { return b.control(l, hostGW) }},
+	{vxlan.name, partNames(), controlTools, func(b *bench, l *lab.Lab) error { return b.control(l, vxlan) }},
+	{hostGW.name, partNames(), controlTools, func(b *bench, l *lab.Lab) error { return b.control(l, hostGW) }},
+	{udp, slices.Concat(layoutNames(), trafficPartNames()), trafficTools, (*bench).traffic},
 }
 
 // These leave room in network and segment for twice as many leases and for those
@@ -42,10 +51,11 @@ const (
 // bench is what all scenes share.
 type bench struct {
 	screen.Screen
-	leases int      // in etcd, of other hosts
-	rounds int      // of what is measured repeatedly
-	only   []string // names of scenes and parts; those of either are all meant if none is named
-	rows   []row
+	leases      int      // in etcd, of other hosts
+	rounds      int      // of what is measured repeatedly
+	only        []string // names of scenes and parts; those of either are all meant if none is named
+	rows        []row
+	comparisons []comparison
 }
 
 func main() {
@@ -67,7 +77,7 @@ func main() {
 func (b *bench) parse(args []string) error {
 	flags := flag.NewFlagSet("bench", flag.ContinueOnError)
 	flags.IntVar(&b.leases, "leases", 8000, "leases of other hosts in etcd")
-	flags.IntVar(&b.rounds, "rounds", 3, "times that starts and bursts are measured")
+	flags.IntVar(&b.rounds, "rounds", 3, "times that starts, bursts and traffic are measured")
 	only := flags.String("only", "", "measure only these, separated by commas: "+strings.Join(names(), ", "))
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -92,13 +102,35 @@ func (b *bench) parse(args []string) error {
 }
 
 // names are what -only can choose.
-func names() []string { return append(sceneNames(), partNames()...) }
-
-func sceneNames() (all []string) {
+func names() (all []string) {
 	for _, s := range scenes {
 		all = append(all, s.name)
 	}
+	for _, s := range scenes {
+		for _, name := range s.parts {
+			if !slices.Contains(all, name) {
+				all = append(all, name)
+			}
+		}
+	}
 	return all
+}
+
+// scenes are those to play: all if -only names nothing; otherwise those that it
+// names, and those with a part that it names for no other that it names.
+func (b *bench) scenes() (chosen []scene) {
+	named := func(s scene) bool { return slices.Contains(b.only, s.name) }
+	for _, s := range scenes {
+		wanted := len(b.only) == 0 || named(s)
+		for _, part := range b.only {
+			taken := func(s scene) bool { return named(s) && slices.Contains(s.parts, part) }
+			wanted = wanted || slices.Contains(s.parts, part) && !slices.ContainsFunc(scenes, taken)
+		}
+		if wanted {
+			chosen = append(chosen, s)
+		}
+	}
+	return chosen
 }
 
 // chosen picks what -only names, or all if it names none of them.
@@ -114,25 +146,32 @@ func (b *bench) chosen(names []string) (chosen []string) {
 	return chosen
 }
 
-// run plays the chosen scenes. The table comes also when one of them fails,
+// run plays the chosen scenes. The tables come also when one of them fails,
 // with what was measured by then.
 func (b *bench) run() error {
-	if err := lab.Tools("ip", "bridge", "iptables"); err != nil {
-		return err
+	chosen := b.scenes()
+	for _, s := range chosen {
+		if err := lab.Tools(s.tools...); err != nil {
+			return err
+		}
 	}
 	begin := time.Now()
 	b.Say("On %s.", screen.Machine())
 	var failed error
-	for _, s := range scenes {
-		if failed != nil || !slices.Contains(b.chosen(sceneNames()), s.name) {
-			continue
-		}
+	for _, s := range chosen {
 		if err := lab.Run(b.Say, func(l *lab.Lab) error { return s.play(b, l) }); err != nil {
 			failed = fmt.Errorf("%s: %w", s.name, err)
+			break
 		}
 	}
 	b.Heading("What was measured, on %s", screen.Machine())
-	b.table()
+	if len(b.rows) > 0 {
+		b.table()
+	}
+	if len(b.comparisons) > 0 {
+		b.Say("")
+		b.trafficTable()
+	}
 	b.Say("\ncmd/bench/README.md says how to read this. It took %.0f s.", time.Since(begin).Seconds())
 	return failed
 }
