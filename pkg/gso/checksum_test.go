@@ -149,8 +149,8 @@ func TestCompleteOutside(t *testing.T) {
 		{34, 0, true},
 		{35, 0, false},
 		{36, 0, false},
-		{0, 34, true},
-		{0, 35, false},
+		{0, 34, false}, // in the IP header
+		{19, 2, false},
 		{37, 0, false},
 		{0xffff, 0, false},
 		{0, 0xffff, false},

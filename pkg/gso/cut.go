@@ -27,14 +27,14 @@ const (
 )
 
 // Complete puts the checksum into a packet that is not a super-packet, where its
-// header asks for that. It is an error if the header points outside the packet.
+// header asks for that. It is an error if the header points outside its payload.
 func Complete(h Header, packet []byte) error {
 	if h.Flags&NeedsChecksum == 0 {
 		return nil
 	}
 	start, at := int(h.Start), int(h.Start)+int(h.Offset)
-	if at+2 > len(packet) {
-		return fmt.Errorf("its checksum at byte %d is outside a packet of %d bytes", at, len(packet))
+	if at+2 > len(packet) || start < int(packet[0]&0x0f)*4 {
+		return fmt.Errorf("its checksum, %d bytes after byte %d, is outside the payload of a packet of %d bytes", h.Offset, start, len(packet))
 	}
 	sum := ^Fold(Sum(0, packet[start:]))
 	if sum == 0 {
