@@ -7,8 +7,14 @@ type Counters struct {
 	// Sent are packets given to the socket for a peer, SentBytes their size
 	// without the datagram's own headers.
 	Sent, SentBytes uint64
+	// SentMessages are the messages that they were sent in: how many packets go
+	// in one says how well batches form.
+	SentMessages uint64
 	// SendErrors are packets that the kernel refused to send to their peer.
 	SendErrors uint64
+	// TooLarge are packets that do not fit the path to their peer and must not be
+	// sent in fragments.
+	TooLarge uint64
 	// NotIPv4 are packets from the device that are not IPv4, such as the IPv6
 	// router solicitations that the kernel sends of its own accord.
 	NotIPv4 uint64
@@ -16,22 +22,30 @@ type Counters struct {
 	NoSubnet uint64
 	// Expired are packets whose TTL ended here.
 	Expired uint64
-	// ICMPSent are answers to the packets of the two counters above, ICMPHeld
+	// ICMPSent are answers to the packets of the three counters above, ICMPHeld
 	// those not sent: above the rate limit, or to packets that must not be
 	// answered.
 	ICMPSent, ICMPHeld uint64
-	// ReadErrors are reads from the device that failed.
+	// ReadErrors are reads from the device that failed, or yielded a packet that
+	// is not what its virtio-net header says.
 	ReadErrors uint64
 
 	// Received are packets of peers given to the device, ReceivedBytes their
 	// size without the datagram's own headers.
 	Received, ReceivedBytes uint64
+	// Writes are the writes to the device that they were given by.
+	Writes uint64
 	// UnknownPeer are datagrams from an address that is no peer's PublicIP.
 	UnknownPeer uint64
 	// Malformed are datagrams of peers that are not one whole IPv4 packet.
 	Malformed uint64
-	// ReceiveErrors are reads from the socket that failed, WriteErrors writes
-	// to the device that did, each of one packet or several.
+	// Oversize are packets of peers that are larger than the device's MTU.
+	Oversize uint64
+	// Congested are packets of peers dropped as their datagrams were marked for
+	// congestion, of which their senders understand no other sign.
+	Congested uint64
+	// ReceiveErrors are reads from the socket that failed, WriteErrors packets of
+	// peers that the device did not take.
 	ReceiveErrors, WriteErrors uint64
 
 	// Reopened is how often device and socket were lost and opened again.
@@ -39,14 +53,17 @@ type Counters struct {
 }
 
 // counters is what Counters is a snapshot of. Only the two workers write to it,
-// mostly once per batch, so it costs the packet path next to nothing.
+// mostly once per message, so it costs the packet path next to nothing.
 type counters struct {
-	sent, sentBytes, sendErrors   atomic.Uint64
+	sent, sentBytes, sentMessages atomic.Uint64
+	sendErrors, tooLarge          atomic.Uint64
 	notIPv4, noSubnet, expired    atomic.Uint64
 	icmpSent, icmpHeld            atomic.Uint64
 	readErrors                    atomic.Uint64
 	received, receivedBytes       atomic.Uint64
+	writes                        atomic.Uint64
 	unknownPeer, malformed        atomic.Uint64
+	oversize, congested           atomic.Uint64
 	receiveErrors, deviceWriteErr atomic.Uint64
 	reopened                      atomic.Uint64
 }
@@ -55,7 +72,9 @@ func (c *counters) snapshot() Counters {
 	return Counters{
 		Sent:          c.sent.Load(),
 		SentBytes:     c.sentBytes.Load(),
+		SentMessages:  c.sentMessages.Load(),
 		SendErrors:    c.sendErrors.Load(),
+		TooLarge:      c.tooLarge.Load(),
 		NotIPv4:       c.notIPv4.Load(),
 		NoSubnet:      c.noSubnet.Load(),
 		Expired:       c.expired.Load(),
@@ -64,8 +83,11 @@ func (c *counters) snapshot() Counters {
 		ReadErrors:    c.readErrors.Load(),
 		Received:      c.received.Load(),
 		ReceivedBytes: c.receivedBytes.Load(),
+		Writes:        c.writes.Load(),
 		UnknownPeer:   c.unknownPeer.Load(),
 		Malformed:     c.malformed.Load(),
+		Oversize:      c.oversize.Load(),
+		Congested:     c.congested.Load(),
 		ReceiveErrors: c.receiveErrors.Load(),
 		WriteErrors:   c.deviceWriteErr.Load(),
 		Reopened:      c.reopened.Load(),

@@ -8,11 +8,12 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"syscall"
+	"unsafe"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
-	"golang.zx2c4.com/wireguard/tun"
+
+	"flanneld/pkg/gso"
 )
 
 const tunNode = "/dev/net/tun"
@@ -21,11 +22,16 @@ const tunNode = "/dev/net/tun"
 // stays, with its address and routes, while no daemon has it open, so that
 // connections of containers survive a restart of the daemon instead of meeting
 // "network unreachable".
+//
+// One goroutine may read while another writes. Neither call waits.
 type device struct {
-	tun.Device
-	control syscall.RawConn
-	waiting bool
-	poll    func(fd uintptr) // method value, made once because making it allocates
+	fd int
+	// datagrams tells that datagrams, too, come and go as super-packets.
+	datagrams bool
+
+	// What one write gives to the kernel.
+	header [gso.HeaderLen]byte
+	pieces [1 + gso.MaxPackets]unix.Iovec
 }
 
 // checkTUN finds out whether TUN devices can be opened at all.
@@ -38,7 +44,7 @@ func checkTUN() error {
 }
 
 func openTUNNode() (int, error) {
-	fd, err := unix.Open(tunNode, unix.O_RDWR|unix.O_CLOEXEC, 0)
+	fd, err := unix.Open(tunNode, unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err == nil {
 		return fd, nil
 	}
@@ -82,23 +88,35 @@ func openDevice(name string) (*device, error) {
 	}
 	// The size a virtio-net header has unless somebody asks for a later
 	// revision; an earlier owner may have.
-	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, 10); err != nil {
+	if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, gso.HeaderLen); err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("setting the header size of TUN device %s: %w", name, err)
 	}
-	// This makes fd nonblocking, so that reads park in the runtime's poller and
-	// closing ends them. From here on fd belongs to an os.File.
-	t, _, err := tun.CreateUnmonitoredTUNFromFD(fd)
-	if err != nil {
-		return nil, fmt.Errorf("setting up TUN device %s: %w", name, err)
-	}
-	d := &device{Device: t}
-	d.poll = d.pollFD
-	if d.control, err = t.File().SyscallConn(); err != nil {
-		t.Close()
-		return nil, fmt.Errorf("setting up TUN device %s: %w", name, err)
+	d := &device{fd: fd, datagrams: true}
+	if err := d.offload(); err != nil {
+		unix.Close(fd)
+		return nil, fmt.Errorf("setting the offloads of TUN device %s: %w", name, err)
 	}
 	return d, nil
+}
+
+// Super-packets of datagrams, both of which have to be asked for at once (Linux
+// 6.2, include/uapi/linux/if_tun.h). IPv6 never gets as far as here.
+const (
+	tunUSO4 = 0x20
+	tunUSO6 = 0x40
+)
+
+// offload tells the kernel what it may leave to us: checksums and the cutting of
+// super-packets.
+func (d *device) offload() error {
+	const tcp = unix.TUN_F_CSUM | unix.TUN_F_TSO4 | unix.TUN_F_TSO_ECN
+	err := unix.IoctlSetInt(d.fd, unix.TUNSETOFFLOAD, tcp|tunUSO4|tunUSO6)
+	if errors.Is(err, unix.EINVAL) {
+		d.datagrams = false
+		err = unix.IoctlSetInt(d.fd, unix.TUNSETOFFLOAD, tcp)
+	}
+	return err
 }
 
 // attach opens the device as one that exchanges whole IP packets, each with a
@@ -183,17 +201,47 @@ func describe(holders []string) string {
 	return strings.Join(holders, " and ")
 }
 
-// pending reports whether a read would find a packet at once.
-func (d *device) pending() bool {
-	// Through Control, which keeps the file descriptor from being closed and
-	// given to another file meanwhile.
-	return d.control.Control(d.poll) == nil && d.waiting
+// read reads one packet into buf, behind its virtio-net header. Without one to be
+// had at once it is unix.EAGAIN; when the device is gone, errDeviceLost.
+func (d *device) read(buf []byte) (n int, err error) {
+	for {
+		r, _, errno := unix.RawSyscall(unix.SYS_READ, uintptr(d.fd), uintptr(unsafe.Pointer(unsafe.SliceData(buf))), uintptr(len(buf)))
+		switch errno {
+		case 0:
+			return int(r), nil
+		case unix.EINTR:
+			continue
+		case unix.EAGAIN:
+			return 0, unix.EAGAIN
+		case unix.EBADFD: // tun_chr_read_iter
+			return 0, errDeviceLost
+		}
+		return 0, os.NewSyscallError("read", errno)
+	}
 }
 
-func (d *device) pollFD(fd uintptr) {
-	fds := [1]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	n, err := unix.Poll(fds[:], 0)
-	d.waiting = n == 1 && err == nil && fds[0].Revents == unix.POLLIN
+// write writes a packet that lies in pieces. When the device is gone it is
+// errDeviceLost.
+func (d *device) write(h gso.Header, pieces [][]byte) error {
+	h.Put(d.header[:])
+	d.pieces[0].Base = &d.header[0]
+	d.pieces[0].SetLen(len(d.header))
+	for i, b := range pieces {
+		d.pieces[1+i].Base = unsafe.SliceData(b)
+		d.pieces[1+i].SetLen(len(b))
+	}
+	for {
+		_, _, errno := unix.RawSyscall(unix.SYS_WRITEV, uintptr(d.fd), uintptr(unsafe.Pointer(&d.pieces)), uintptr(1+len(pieces)))
+		switch errno {
+		case 0:
+			return nil
+		case unix.EINTR:
+			continue
+		case unix.EBADFD:
+			return errDeviceLost
+		}
+		return os.NewSyscallError("writev", errno)
+	}
 }
 
-func (d *device) close() error { return d.Close() }
+func (d *device) close() error { return unix.Close(d.fd) }

@@ -11,10 +11,13 @@ import (
 	"flanneld/pkg/prefix"
 )
 
-// The ICMP errors a router sends (RFC 792).
+// The ICMP errors a router sends (RFC 792), and their codes.
 const (
-	icmpUnreachable  = 3 // with code 0: network
+	icmpUnreachable  = 3
+	codeNet          = 0
+	codeTooLarge     = 4 // fragmentation needed, and forbidden
 	icmpTimeExceeded = 11
+	codeTTL          = 0
 )
 
 const (
@@ -27,7 +30,6 @@ const (
 	// about (RFC 1812 section 4.3.2.3).
 	icmpMax = 576
 
-	ipHeader   = 20 // without options
 	icmpHeader = 8
 )
 
@@ -55,13 +57,14 @@ func newICMPSender(source netip.Addr) (*icmpSender, error) {
 	return &icmpSender{fd: fd, source: source, limiter: rate.NewLimiter(icmpPerSecond, icmpBurst)}, nil
 }
 
-// answer sends the ICMP error about packet to its source and reports whether it
-// did: not to packets that must not be answered nor above the rate limit.
-func (s *icmpSender) answer(typ byte, packet []byte) bool {
-	if !answerable(packet) || !s.limiter.Allow() {
-		return false
-	}
-	msg := icmpError(s.buf[:], typ, s.source, packet)
+// allows reports whether an ICMP error about a packet may be sent now: not about
+// packets that must not be answered nor above the rate limit.
+func (s *icmpSender) allows(packet []byte) bool { return answerable(packet) && s.limiter.Allow() }
+
+// send sends the ICMP error about packet to its source and reports whether it did.
+// mtu is for codeTooLarge.
+func (s *icmpSender) send(typ, code byte, mtu uint16, packet []byte) bool {
+	msg := icmpError(s.buf[:], typ, code, mtu, s.source, packet)
 	s.to.Addr = [4]byte(packet[12:16])
 	return unix.Sendto(s.fd, msg, 0, &s.to) == nil
 }
@@ -95,9 +98,9 @@ func answerable(packet []byte) bool {
 }
 
 // icmpError writes into buf, which holds icmpMax bytes, the ICMP error of the
-// given type, code 0, about packet, as a whole IPv4 packet from source to
-// packet's source.
-func icmpError(buf []byte, typ byte, source netip.Addr, packet []byte) []byte {
+// given type and code about packet, as a whole IPv4 packet from source to packet's
+// source.
+func icmpError(buf []byte, typ, code byte, mtu uint16, source netip.Addr, packet []byte) []byte {
 	n := copy(buf[ipHeader+icmpHeader:icmpMax], packet)
 	buf = buf[:ipHeader+icmpHeader+n]
 
@@ -117,7 +120,8 @@ func icmpError(buf []byte, typ byte, source netip.Addr, packet []byte) []byte {
 
 	icmp := buf[ipHeader:]
 	clear(icmp[:icmpHeader])
-	icmp[0] = typ
+	icmp[0], icmp[1] = typ, code
+	binary.BigEndian.PutUint16(icmp[6:], mtu) // RFC 1191 section 4; else 0
 	binary.BigEndian.PutUint16(icmp[2:], checksum(icmp))
 	return buf
 }

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"net/netip"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
@@ -16,7 +17,7 @@ func TestICMPError(t *testing.T) {
 	packet := testPacket("10.1.74.2", "10.1.99.3", 64, unix.IPPROTO_UDP, []byte("ten bytes!"))
 	packet[1] = 0x10 // TOS low delay
 	buf := bytes.Repeat([]byte{0xee}, icmpMax)
-	got := icmpError(buf, icmpUnreachable, netip.MustParseAddr("10.1.74.0"), packet)
+	got := icmpError(buf, icmpUnreachable, codeNet, 0, netip.MustParseAddr("10.1.74.0"), packet)
 
 	// Laid out by hand from RFC 791 and RFC 792.
 	want := "45d0" + "003a" + "0000" + "4000" + "4001" + "91ef" + "0a014a00" + "0a014a02" + // IP
@@ -29,8 +30,15 @@ func TestICMPError(t *testing.T) {
 		t.Error("checksums do not add up")
 	}
 
+	// The same with the MTU (RFC 1191 section 4).
+	got = icmpError(buf, icmpUnreachable, codeTooLarge, 1472, netip.MustParseAddr("10.1.74.0"), packet)
+	want = want[:40] + "0304" + "caa5" + "000005c0" + hex.EncodeToString(packet)
+	if diff := cmp.Diff(want, hex.EncodeToString(got)); diff != "" {
+		t.Errorf("ICMP error with an MTU (-want +got):\n%s", diff)
+	}
+
 	long := testPacket("10.1.74.2", "10.1.99.3", 1, unix.IPPROTO_UDP, make([]byte, 1400))
-	got = icmpError(buf, icmpTimeExceeded, netip.MustParseAddr("10.1.74.0"), long)
+	got = icmpError(buf, icmpTimeExceeded, codeTTL, 0, netip.MustParseAddr("10.1.74.0"), long)
 	if len(got) != icmpMax || !whole(got) || checksum(got[:ipHeader]) != 0 || checksum(got[ipHeader:]) != 0 {
 		t.Errorf("about a long packet: %d bytes, want a valid packet of %d", len(got), icmpMax)
 	}
@@ -81,19 +89,30 @@ func TestAnswerable(t *testing.T) {
 	}
 }
 
-// What is above the rate is not even tried.
+// No more are allowed than the rate says, and what must not be answered takes none
+// of it.
 func TestICMPRate(t *testing.T) {
-	s := &icmpSender{fd: -1, source: netip.MustParseAddr("10.1.74.0"), limiter: rate.NewLimiter(icmpPerSecond, icmpBurst)}
-	packet := testPacket("10.1.74.2", "10.1.99.3", 64, unix.IPPROTO_UDP, nil)
-	begin := time.Now()
-	for range 10000 {
-		s.answer(icmpUnreachable, packet)
-	}
-	allowed := icmpBurst + icmpPerSecond*time.Since(begin).Seconds()
-	if left := s.limiter.Tokens(); left > allowed || s.limiter.Burst() != icmpBurst {
-		t.Errorf("%v tokens left", left)
-	}
-	if s.limiter.AllowN(time.Now(), icmpBurst) {
-		t.Error("a full burst is left after 10000 packets")
-	}
+	synctest.Test(t, func(t *testing.T) {
+		s := &icmpSender{limiter: rate.NewLimiter(icmpPerSecond, icmpBurst)}
+		good := testPacket("10.1.74.2", "10.1.99.3", 64, unix.IPPROTO_UDP, nil)
+		to := testPacket("10.1.74.2", "239.1.2.3", 64, unix.IPPROTO_UDP, nil)
+		allowed := func() (n int) {
+			for range 10000 {
+				if s.allows(to) {
+					t.Error("a packet to many hosts may be answered")
+				}
+				if s.allows(good) {
+					n++
+				}
+			}
+			return n
+		}
+		if n := allowed(); n != icmpBurst {
+			t.Errorf("%d answers at once, want %d", n, icmpBurst)
+		}
+		time.Sleep(10 * time.Millisecond)
+		if n := allowed(); n != icmpPerSecond/100 {
+			t.Errorf("%d answers after 10 ms more, want %d", n, icmpPerSecond/100)
+		}
+	})
 }

@@ -10,8 +10,9 @@
 //
 // Start reading at Backend.Run, which joins the parts: device.go is the TUN
 // device, socket.go the UDP socket, table.go says which host has which subnet,
-// forward.go is the path a packet takes, icmp.go what is answered to packets
-// that cannot be carried, counters.go what is counted on the way.
+// path.go is the path packets take, with outbound.go and inbound.go for its two
+// ways, icmp.go what is answered to packets that cannot be carried, counters.go
+// what is counted on the way.
 package udp
 
 import (
@@ -114,7 +115,7 @@ func (b *Backend) Run(ctx context.Context, own subnet.Lease, leases <-chan []*su
 		return kernel.Run(ctx, backend.Owner, inputs, func(leases []*subnet.Lease, _ kernel.Host) (kernel.State, []error) {
 			return plan(b.host, b.MTU(), own.Subnet, leases)
 		}, func(failed []error) {
-			if p := b.path.Load(); p.out.stuck() || p.in.stuck() {
+			if p := b.path.Load(); p.stuck() {
 				sayStuck.Do(func() {
 					klog.Errorf("udp: packets are not carried: a worker has been at one batch for over %v", stuckAfter)
 				})
@@ -207,11 +208,11 @@ func (b *Backend) openPath(own subnet.Lease) (*path, error) {
 		s.close()
 		return nil, err
 	}
-	p, err := newPath(d, s, own.Subnet.Addr(), &b.table, &b.counters)
+	p, err := newPath(d, s, own.Subnet.Addr(), b.MTU(), &b.table, &b.counters)
 	if err != nil {
 		return nil, errors.Join(err, d.close(), s.close())
 	}
 	b.path.Store(p)
-	klog.Infof("udp: carrying packets between %s and %v, %v", backend.TUNName, b.local(), s.describe())
+	klog.Infof("udp: carrying packets between %s and %v, %s", backend.TUNName, b.local(), p.describe())
 	return p, nil
 }

@@ -11,6 +11,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -49,7 +50,12 @@ var forwarded = []os.Signal{unix.SIGINT, unix.SIGTERM, unix.SIGHUP, unix.SIGQUIT
 // body of a TestMain. It does not return. The needs are met beforehand, where
 // the machine's network and caches are within reach.
 func Main(m *testing.M, needs ...Need) {
-	Enter(needs...)
+	// go test -fuzz starts the program once more for each of its workers. They are
+	// inside already, and stay there with the files by which they are told what
+	// to do.
+	if !slices.Contains(os.Args, "-test.fuzzworker") {
+		Enter(needs...)
+	}
 	os.Exit(m.Run())
 }
 
