@@ -92,12 +92,33 @@ func openDevice(name string) (*device, error) {
 		unix.Close(fd)
 		return nil, fmt.Errorf("setting the header size of TUN device %s: %w", name, err)
 	}
+	if err := setQueueLength(name); err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
 	d := &device{fd: fd, datagrams: true}
 	if err := d.offload(); err != nil {
 		unix.Close(fd)
 		return nil, fmt.Errorf("setting the offloads of TUN device %s: %w", name, err)
 	}
 	return d, nil
+}
+
+// queueLength is how many packets may wait to be read. It is what the kernel gives
+// most devices (DEFAULT_TX_QUEUE_LEN in include/net/pkt_sched.h), and twice what it
+// gives TUN devices (TUN_READQ_SIZE in drivers/net/tun.c), which is less than the
+// packets that the kernel may cut from one super-packet and queue at once.
+const queueLength = 1000
+
+func setQueueLength(name string) error {
+	link, err := netlink.LinkByName(name)
+	if err == nil && link.Attrs().TxQLen < queueLength {
+		err = netlink.LinkSetTxQLen(link, queueLength)
+	}
+	if err != nil {
+		return fmt.Errorf("setting the queue length of TUN device %s: %w", name, err)
+	}
+	return nil
 }
 
 // Super-packets of datagrams, both of which have to be asked for at once (Linux
