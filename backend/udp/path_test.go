@@ -147,9 +147,12 @@ func TestPathBothWays(t *testing.T) {
 // A super-packet crosses in few messages, and is joined again.
 func TestPathJoins(t *testing.T) {
 	for _, protocol := range []byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP} {
-		nodes := startNodes(t, offload, "127.0.0.1", "127.0.0.2")
+		nodes := restNodes(t, offload, "127.0.0.1", "127.0.0.2")
 		m, packets := super(protocol, "10.1.0.5", "10.1.1.7", 100, 1000, make([]byte, 30500))
 		nodes[0].dev.give(t, m)
+		carryAll(t, nodes[0].out.carry)
+		awaitInput(t, nodes[1].sock.fd)
+		carryAll(t, nodes[1].in.carry)
 		buf := make([]byte, readSize)
 		got, joined := unjoin(t, nodes[1].dev.take(t, buf, true))
 		for i := range packets {
@@ -159,9 +162,9 @@ func TestPathJoins(t *testing.T) {
 		if !joined {
 			t.Errorf("protocol %d: it is not one again", protocol)
 		}
-		lab := nodes[0].count.snapshot()
-		if lab.Sent != 31 || lab.SentMessages != 1 {
-			t.Errorf("protocol %d: sender %+v, want 31 packets in one message", protocol, lab)
+		count := nodes[0].count.snapshot()
+		if count.Sent != 31 || count.SentMessages != 1 {
+			t.Errorf("protocol %d: sender %+v, want 31 packets in one message", protocol, count)
 		}
 	}
 }

@@ -317,6 +317,40 @@ func TestJoinDatagrams(t *testing.T) {
 	}
 }
 
+// What a batch was does not matter to the next.
+func TestJoinAgain(t *testing.T) {
+	var w writes
+	j := newRecorder(true, &w)
+	mixed := func(change func(s *spec), last byte) (given [][]byte) {
+		for port := range maxFlows {
+			s := tcpSpec(100)
+			s.to = uint16(port)
+			change(&s)
+			run := plainRun(s, 3)
+			if s.protocol == protocolTCP {
+				run[2][ipHeader+13] |= last
+			}
+			for _, p := range run {
+				given = append(given, repair(p))
+			}
+		}
+		return given
+	}
+	tcp := func(s *spec) {}
+	udp := func(s *spec) { s.protocol, s.tcpOptions = protocolUDP, nil }
+	large := func(s *spec) { s.payload = make([]byte, 20000) }
+	for i, given := range [][][]byte{
+		mixed(tcp, psh), mixed(udp, 0), mixed(tcp, 0), mixed(large, fin), mixed(udp, 0), mixed(tcp, fin), mixed(tcp, 0), mixed(udp, 0),
+	} {
+		if err := checkJoin(j, &w, true, given); err != nil {
+			t.Errorf("batch %d: %v", i, err)
+		}
+		if got := w.String(); got != "[3 3 3 3 3 3 3 3]" {
+			t.Errorf("batch %d is written as %s", i, got)
+		}
+	}
+}
+
 // No packet of which a bit is wrong gets into a super-packet, wherever the bit and
 // the packet are, as the checksum of a super-packet is taken for right.
 func TestJoinCorrupt(t *testing.T) {
@@ -352,8 +386,8 @@ func TestJoinCorrupt(t *testing.T) {
 	}
 }
 
-// There are two ways to write a checksum of 0, and cutting knows one of them. A
-// packet with the other has to stay as it is.
+// There are two ways to write a checksum of 0, and cutting knows one of them: in
+// UDP 0xffff, else 0. A packet with the other has to stay as it is.
 func TestJoinZeroChecksum(t *testing.T) {
 	for i, want := range []string{"[1 2]", "[1 1 1]", "[2 1]"} {
 		for _, s := range []spec{tcpSpec(100), udpSpec(100)} {
@@ -366,6 +400,9 @@ func TestJoinZeroChecksum(t *testing.T) {
 			if s.protocol == protocolTCP {
 				zero[ipHeader+tcpChecksum], zero[ipHeader+tcpChecksum+1] = 0xff, 0xff
 				expectJoined(t, what+" with a checksum of 0xffff", given, want, true)
+			} else { // which adds up, but says that there is none
+				zero[ipHeader+udpChecksum], zero[ipHeader+udpChecksum+1] = 0, 0
+				expectJoined(t, what+" without a checksum", given, want, true)
 			}
 		}
 		// In IP: the addresses are to make it 0, which are the same in all.

@@ -96,7 +96,38 @@ func newWire(t *testing.T) *wire {
 		}
 		return unix.Bind(w.receive, &unix.SockaddrLinklayer{Protocol: bigEndian(unix.ETH_P_IP), Ifindex: x1.Index})
 	}))
+	w.await()
 	return w
+}
+
+// await waits until packets get from x0 to x1: a device that has come up drops
+// what it is given until the kernel has come round to saying that there is a
+// carrier (net/core/link_watch.c).
+func (w *wire) await() {
+	w.t.Helper()
+	probe := udpSpec(0)
+	lab.Eventually(w.t, patience, "a packet from x0 to x1", func() error {
+		probe.id++
+		if err := w.put(Header{}, probe.packet()); err != nil {
+			return err
+		}
+		_, _, err := unix.Recvfrom(w.receive, w.buf, unix.MSG_DONTWAIT)
+		return err
+	})
+	// All others of these come before a last one.
+	probe.id++
+	if err := w.put(Header{}, probe.packet()); err != nil {
+		w.t.Fatal(err)
+	}
+	for last := probe.packet(); ; {
+		n, _, err := unix.Recvfrom(w.receive, w.buf, 0)
+		if err != nil && err != unix.EINTR {
+			w.t.Fatalf("waiting for the last of %d packets at x1: %v", probe.id, err)
+		}
+		if err == nil && bytes.Equal(w.buf[ethernet:n], last) {
+			return
+		}
+	}
 }
 
 // bigEndian is a number in network byte order.

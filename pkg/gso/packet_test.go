@@ -243,7 +243,7 @@ func randomSuper(r *rand.Rand) (s spec, size int) {
 		ttl:      byte(r.Uint32()),
 		id:       oneOf(r, uint16(r.Uint32()), uint16(0x10000-r.IntN(50))),
 		frag:     oneOf[uint16](r, 0, 0x4000, 0x4000, 0x8000, 0xc000),
-		src:      r.Uint32(), dst: r.Uint32(),
+		src:      oneOf(r, r.Uint32(), 0, 0xffffffff), dst: oneOf(r, r.Uint32(), 0, 0xffffffff), // where sums carry, and where they do not
 		from: uint16(r.Uint32()), to: uint16(r.Uint32()),
 	}
 	if r.IntN(3) == 0 {
