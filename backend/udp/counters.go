@@ -22,7 +22,7 @@ type Counters struct {
 	NoSubnet uint64
 	// Expired are packets whose TTL ended here.
 	Expired uint64
-	// ICMPSent are answers to the packets of the three counters above, ICMPHeld
+	// ICMPSent are answers to packets of TooLarge, NoSubnet and Expired, ICMPHeld
 	// those not sent: above the rate limit, or to packets that must not be
 	// answered.
 	ICMPSent, ICMPHeld uint64

@@ -41,11 +41,13 @@ const (
 // (fib_validate_source in net/ipv4/fib_frontend.c; the sysctl accept_local
 // would allow it, but for packets of peers as well).
 type icmpSender struct {
-	fd      int
-	source  netip.Addr
-	limiter *rate.Limiter
-	buf     [icmpMax]byte
-	to      unix.SockaddrInet4
+	fd     int
+	source netip.Addr
+	// Answers that a packet is too large have a limit of their own: without them
+	// connections hang, so packets to nowhere must not use theirs up.
+	limiter, tooLarge *rate.Limiter
+	buf               [icmpMax]byte
+	to                unix.SockaddrInet4
 }
 
 func newICMPSender(source netip.Addr) (*icmpSender, error) {
@@ -54,12 +56,20 @@ func newICMPSender(source netip.Addr) (*icmpSender, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening a raw socket for ICMP answers: %w (the daemon needs CAP_NET_RAW)", err)
 	}
-	return &icmpSender{fd: fd, source: source, limiter: rate.NewLimiter(icmpPerSecond, icmpBurst)}, nil
+	return &icmpSender{fd: fd, source: source, limiter: newLimiter(), tooLarge: newLimiter()}, nil
 }
 
-// allows reports whether an ICMP error about a packet may be sent now: not about
-// packets that must not be answered nor above the rate limit.
-func (s *icmpSender) allows(packet []byte) bool { return answerable(packet) && s.limiter.Allow() }
+func newLimiter() *rate.Limiter { return rate.NewLimiter(icmpPerSecond, icmpBurst) }
+
+// allows reports whether an ICMP error of the given code about a packet may be sent
+// now: not about packets that must not be answered nor above the rate limit.
+func (s *icmpSender) allows(code byte, packet []byte) bool {
+	limiter := s.limiter
+	if code == codeTooLarge {
+		limiter = s.tooLarge
+	}
+	return answerable(packet) && limiter.Allow()
+}
 
 // send sends the ICMP error about packet to its source and reports whether it did.
 // mtu is for codeTooLarge.

@@ -98,10 +98,10 @@ func TestICMPRate(t *testing.T) {
 		to := testPacket("10.1.74.2", "239.1.2.3", 64, unix.IPPROTO_UDP, nil)
 		allowed := func() (n int) {
 			for range 10000 {
-				if s.allows(to) {
+				if s.allows(codeNet, to) {
 					t.Error("a packet to many hosts may be answered")
 				}
-				if s.allows(good) {
+				if s.allows(codeNet, good) {
 					n++
 				}
 			}
@@ -115,4 +115,22 @@ func TestICMPRate(t *testing.T) {
 			t.Errorf("%d answers after 10 ms more, want %d", n, icmpPerSecond/100)
 		}
 	})
+}
+
+// Packets to nowhere do not use up the answers that connections need.
+func TestTooLargeHasItsOwnLimit(t *testing.T) {
+	s := &icmpSender{limiter: newLimiter(), tooLarge: newLimiter()}
+	good := testPacket("10.1.74.2", "10.1.75.3", 64, unix.IPPROTO_UDP, nil)
+	for s.allows(codeNet, good) {
+	}
+	if !s.allows(codeTooLarge, good) {
+		t.Error("no answer that a packet is too large, after many others")
+	}
+	n := 1
+	for s.allows(codeTooLarge, good) {
+		n++
+	}
+	if n > 2*icmpBurst {
+		t.Errorf("%d answers that a packet is too large at once", n)
+	}
 }

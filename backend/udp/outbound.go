@@ -207,7 +207,7 @@ func (o *outbound) tooLarge(host uint32, header, payload []byte) {
 }
 
 func (o *outbound) answer(typ, code byte, host uint32, packet []byte) {
-	if o.icmp == nil || !o.icmp.allows(packet) {
+	if o.icmp == nil || !o.icmp.allows(code, packet) {
 		o.count.icmpHeld.Add(1)
 		return
 	}

@@ -3,6 +3,7 @@ package udp
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"os"
 	"time"
 	"unsafe"
@@ -67,13 +68,17 @@ type message struct {
 }
 
 // sendControl is the control messages of one message: its TOS, and the size of
-// segments where there is more than one.
+// segments where there is more than one. Each is as long as the kernel aligns it to
+// (CMSG_SPACE in include/linux/socket.h): to the size of a word.
 type sendControl struct {
 	tosHeader  unix.Cmsghdr
-	tos        [8]byte // an int
+	tos        [unsafe.Sizeof(uintptr(0))]byte // an int
 	sizeHeader unix.Cmsghdr
-	size       [8]byte // a uint16
+	size       [unsafe.Sizeof(uintptr(0))]byte // a uint16
 }
+
+// That it has no gaps, on any architecture, or it does not compile.
+const _ = -(unsafe.Sizeof(sendControl{}) ^ 2*(unix.SizeofCmsghdr+unsafe.Sizeof(uintptr(0))))
 
 func newSender(s *socket, count *counters) *sender {
 	out := &sender{
@@ -230,37 +235,40 @@ func (out *sender) sent(m message) {
 // refused deals with the i-th message, which the kernel has refused to send.
 func (out *sender) refused(i int, reason error) {
 	m := out.messages[i]
-	if m.n == 1 || !out.maySendSingly(reason) {
+	if m.n == 1 || !out.maySendSingly(m.host, reason) {
 		out.drop(m, reason)
 		return
 	}
+	sent := 0
 	for k := range m.n {
-		size := m.size
-		if k == m.n-1 {
-			size = m.last
-		}
 		single := m
 		single.first, single.n = m.first+k, 1
-		single.size, single.bytes, single.last = size, size, size
+		if k == m.n-1 {
+			single.size = m.last
+		}
+		single.bytes, single.last = single.size, single.size
 		out.fill(i, single)
 		if _, err := out.sendmmsg(i, 1); err != nil {
 			out.drop(single, err)
 		} else {
 			out.sent(single)
+			sent++
 		}
+	}
+	if m.whole && sent == m.n && errors.Is(reason, unix.EINVAL) {
+		out.stopCutting("the kernel cuts no UDP messages, although it knows how to", reason)
 	}
 }
 
 // maySendSingly reports whether the datagrams of a message may go one by one,
 // after the error the message as a whole met with.
-func (out *sender) maySendSingly(reason error) bool {
+func (out *sender) maySendSingly(host uint32, reason error) bool {
 	switch {
 	case errors.Is(reason, unix.EIO):
 		// The interface cannot compute checksums, and the kernel does not do it
-		// in its stead when it cuts (udp_send_skb in net/ipv4/udp.c, before
-		// Linux 6.11).
-		klog.Warningf("udp: the interface cannot segment UDP messages (no transmit checksum offload); sending each datagram by itself")
-		out.cuts = false
+		// in its stead when it cuts, or an IPsec policy is in the way
+		// (udp_send_skb in net/ipv4/udp.c, the former before Linux 6.11).
+		out.stopCutting(fmt.Sprintf("no UDP messages are cut on the way to %v, as the interface has no transmit checksum offload or there is an IPsec policy", addrOf(host)), reason)
 		return true
 	case errors.Is(reason, unix.EMSGSIZE), errors.Is(reason, unix.EINVAL):
 		// The same function's answer, the latter in older kernels, when a
@@ -269,6 +277,14 @@ func (out *sender) maySendSingly(reason error) bool {
 		return true
 	}
 	return false
+}
+
+// stopCutting makes every datagram a message from now on.
+func (out *sender) stopCutting(why string, reason error) {
+	if out.cuts {
+		klog.Warningf("udp: sending each datagram by itself from now on: %s (%v)", why, reason)
+	}
+	out.cuts = false
 }
 
 // drop deals with datagrams that cannot be sent.

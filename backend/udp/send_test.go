@@ -304,16 +304,16 @@ func TestSenderWithoutChecksumOffload(t *testing.T) {
 func TestMaySendSingly(t *testing.T) {
 	out := newSender(&socket{fd: -1, cuts: true}, new(counters))
 	for _, errno := range []error{unix.EPERM, unix.EAGAIN, unix.ENETUNREACH} {
-		if out.maySendSingly(os.NewSyscallError("sendmmsg", errno)) || !out.cuts {
+		if out.maySendSingly(addr("127.0.0.2"), os.NewSyscallError("sendmmsg", errno)) || !out.cuts {
 			t.Errorf("%v has nothing to do with segmentation", errno)
 		}
 	}
 	for _, errno := range []error{unix.EMSGSIZE, unix.EINVAL} {
-		if !out.maySendSingly(os.NewSyscallError("sendmmsg", errno)) || !out.cuts {
+		if !out.maySendSingly(addr("127.0.0.2"), os.NewSyscallError("sendmmsg", errno)) || !out.cuts {
 			t.Errorf("%v, as for a path with a smaller MTU: want this message sent singly, and segmentation kept", errno)
 		}
 	}
-	if !out.maySendSingly(os.NewSyscallError("sendmmsg", unix.EIO)) || out.cuts {
+	if !out.maySendSingly(addr("127.0.0.2"), os.NewSyscallError("sendmmsg", unix.EIO)) || out.cuts {
 		t.Error("an interface without checksum offload: want no segmentation from now on")
 	}
 }

@@ -10,10 +10,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// receiveBuffer and sendBuffer are what the kernel may queue on the socket: at 10
-// Gbit/s, 7 MiB are some 5 ms of datagrams. What waits to be sent is more where
-// packets wait for an address resolution that gets no answer: 212,992 bytes for
-// each such peer (net.ipv4.neigh.default.unres_qlen_bytes).
+// receiveBuffer and sendBuffer are what may be queued on the socket, in bytes; the
+// kernel takes twice that, for its own data (socket(7)). 7 MiB are some 5 ms of
+// datagrams at 10 Gbit/s. What waits to be sent is more where packets wait for an
+// address resolution that gets no answer: 212,992 bytes for each such peer
+// (net.ipv4.neigh.default.unres_qlen_bytes). So some 300 peers on the segment may
+// be dead and sent to at the same time before others are affected.
 const (
 	receiveBuffer = 7 << 20
 	sendBuffer    = 32 << 20

@@ -61,7 +61,7 @@ type Backend struct {
 	host  backend.Host
 	port  uint16
 	table atomic.Pointer[table]
-	path  atomic.Pointer[path] // that packets are carried by now
+	path  atomic.Pointer[path] // that packets are carried by now; nil while there is none
 	counters
 }
 
@@ -115,7 +115,7 @@ func (b *Backend) Run(ctx context.Context, own subnet.Lease, leases <-chan []*su
 		return kernel.Run(ctx, backend.Owner, inputs, func(leases []*subnet.Lease, _ kernel.Host) (kernel.State, []error) {
 			return plan(b.host, b.MTU(), own.Subnet, leases)
 		}, func(failed []error) {
-			if p := b.path.Load(); p.stuck() {
+			if p := b.path.Load(); p != nil && p.stuck() {
 				sayStuck.Do(func() {
 					klog.Errorf("udp: packets are not carried: a worker has been at one batch for over %v", stuckAfter)
 				})
@@ -173,6 +173,7 @@ func (b *Backend) carry(ctx context.Context, own subnet.Lease, p *path) error {
 		if p != nil {
 			started := time.Now()
 			err := p.run(ctx)
+			b.path.Store(nil)
 			if ctx.Err() != nil {
 				return nil
 			}

@@ -78,9 +78,9 @@ func (w *worker) run() error {
 	if err != nil {
 		return fmt.Errorf("watching for packets: %w", err)
 	}
-	if runtime.GOMAXPROCS(0) < processors {
-		runtime.GOMAXPROCS(processors)
-	}
+	// Set, the runtime does not lower it later, as it does by itself where a
+	// container's share of processors shrinks.
+	runtime.GOMAXPROCS(max(processors, runtime.GOMAXPROCS(0)))
 	var failed error
 	// Read calls it again after each wait, until it returns true.
 	err = conn.Read(func(uintptr) bool {
@@ -101,34 +101,37 @@ func (w *worker) stop() {
 
 // attend carries packets until none has come for a while.
 func (w *worker) attend() error {
-	defer w.waits()
 	last := time.Now()
-	for failures := 0; ; {
+	for failures, resting := 0, false; ; {
 		w.works()
-		err := w.carry()
+		carried := w.carry()
+		w.waits()
 		switch {
-		case err == nil:
+		case w.stopped.Load():
+			return nil
+		case carried == nil:
 			failures = 0
-		case errors.Is(err, errDeviceLost):
-			return err
-		case err != unix.EAGAIN:
+		case carried == unix.EAGAIN:
+			if resting {
+				return nil
+			}
+		case errors.Is(carried, errDeviceLost):
+			return carried
+		default:
 			failures++
 			pause(failures)
 		}
-		w.waits()
-		if w.stopped.Load() {
-			return nil
+		now := time.Now()
+		if carried != unix.EAGAIN {
+			last = now
 		}
-		idle := err == unix.EAGAIN
-		if err := w.watch(false); err != nil {
+		// Before it rests it looks once more, when epoll heeds fd already: of what
+		// has come before that, epoll may say nothing.
+		resting = now.Sub(last) > nearby
+		if err := w.watch(resting); err != nil {
 			return err
 		}
-		switch now := time.Now(); {
-		case !idle:
-			last = now
-		case now.Sub(last) > nearby:
-			return w.watch(true)
-		default:
+		if carried == unix.EAGAIN && !resting {
 			if err := w.poll(nearby); err != nil {
 				return err
 			}
@@ -148,8 +151,7 @@ func (w *worker) poll(most time.Duration) error {
 	return nil
 }
 
-// watch says whether epoll is to heed fd. It does so for packets that are there
-// already, too.
+// watch says whether epoll is to heed fd: packets that come from now on.
 func (w *worker) watch(on bool) error {
 	if w.watching == on {
 		return nil

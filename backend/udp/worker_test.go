@@ -128,6 +128,43 @@ func TestWorkerCarries(t *testing.T) {
 	}
 }
 
+// A packet that comes just after a look for packets is not overlooked, be it that
+// the worker then looks again or comes to rest.
+func TestWorkerOverlooksNothing(t *testing.T) {
+	p := newPair(t)
+	var last time.Time
+	looks, rounds, carried := 0, 0, make(chan time.Duration, 100)
+	_, stop := startWorker(t, p.near, func() error {
+		err := p.echo()
+		now := time.Now()
+		switch {
+		case err == nil:
+			if !last.IsZero() {
+				carried <- now.Sub(last)
+			}
+			last, looks, rounds = now, 0, rounds+1
+		case !last.IsZero() && now.Sub(last) > nearby:
+			// The first of these looks, and in turns the second.
+			if looks++; looks == 1+rounds%2 {
+				unix.Write(p.far, []byte("!"))
+			}
+		}
+		return err
+	})
+	defer stop()
+	p.ask(t)
+	for range 10 {
+		select {
+		case after := <-carried:
+			if after > nearby+time.Second {
+				t.Errorf("carried after %v", after)
+			}
+		case <-time.After(patience):
+			t.Fatal("a packet is waited for in vain")
+		}
+	}
+}
+
 // A worker ends when it is told to, whatever it is doing.
 func TestWorkerStops(t *testing.T) {
 	for _, tc := range []struct {
