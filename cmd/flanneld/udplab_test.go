@@ -12,6 +12,12 @@ import (
 	"flanneld/pkg/lab/cluster"
 )
 
+// The tests of the udp backend's packet path look at packets from outside: what a
+// container sends, byte by byte, against what its peer gets, and the other way
+// round. Here is the lab that they share; udppeer_test.go is the peer,
+// udpview_test.go how packets are seen and sent as they are, udppackets_test.go
+// how they are made and judged.
+
 // Addresses that nobody answers from: one that the test takes packets at in the
 // container, and one in the subnet of the peer by hand.
 var (
@@ -92,7 +98,7 @@ func udpNetOn(t *testing.T, c *cluster.Cluster, s, ofPeer *lab.Segment, wire str
 }
 
 // held has the daemon stand still while f sends, so that it finds everything at
-// once.
+// once, as on a busy host.
 func (u *udpNet) held(f func()) {
 	u.t.Helper()
 	u.h.Daemon.Pause()

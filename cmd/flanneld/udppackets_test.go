@@ -307,8 +307,8 @@ func describe(p []byte) string {
 	return b.String()
 }
 
-// compare returns an error unless those who came are those wanted, each once, and
-// in the order wanted within each flow.
+// compare returns an error unless the packets that came are those wanted, each
+// once, and in the order wanted within each flow.
 func compare(want, got [][]byte) error {
 	byFlow := func(all [][]byte) (names []string, flows map[string][][]byte) {
 		flows = map[string][][]byte{}

@@ -208,13 +208,9 @@ func (p *Process) expectEnd() {
 // [Process.Continue] lets them go on.
 func (p *Process) Pause() {
 	p.node.lab.Helper()
-	// The signal is sent, but a thread goes on until it notices. It is sent again
-	// until it has worked, as one that follows a SIGCONT closely may get lost: it
-	// changes nothing for a process that it has stopped already.
-	Eventually(p.node.lab, 10*time.Second, "pausing "+p.String(), func() error {
-		p.node.lab.Must(p.signalGroup(unix.SIGSTOP))
-		return p.still()
-	})
+	p.node.lab.Must(p.signalGroup(unix.SIGSTOP))
+	// The signal is sent, but a thread goes on until it notices.
+	Eventually(p.node.lab, 10*time.Second, "pausing "+p.String(), p.still)
 }
 
 // still returns nil if no thread of the process can run code of its own.
