@@ -266,10 +266,8 @@ func startNodes(t testing.TB, k kind, addrs ...string) []*testNode {
 		}
 		runtime.GOMAXPROCS(before)
 		for _, n := range nodes {
-			for _, w := range n.workers {
-				if w.turns.Load()%2 == 1 {
-					t.Error("a worker that has ended looks as if it were at work for ever")
-				}
+			if n.workers.in.turns.Load()%2 == 1 || n.workers.out.turns.Load()%2 == 1 {
+				t.Error("a worker that has ended looks as if it were at work for ever")
 			}
 		}
 	})
@@ -282,9 +280,7 @@ func restNodes(t testing.TB, k kind, addrs ...string) []*testNode {
 	nodes := newNodes(t, k, addrs...)
 	t.Cleanup(func() {
 		for _, n := range nodes {
-			for _, w := range n.workers {
-				w.stop()
-			}
+			n.workers.close()
 			if err := n.close(); err != nil {
 				t.Error(err)
 			}

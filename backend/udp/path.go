@@ -14,10 +14,10 @@ import (
 	"flanneld/backend"
 )
 
-// path moves packets between the device and the socket, with one worker for
-// each direction. All they share with the rest of the daemon is the table,
-// swapped in as a whole, and the counters. Their buffers are allocated before
-// they start; nothing is allocated per packet.
+// path moves packets between the device and the socket, both ways. All it shares
+// with the rest of the daemon is the table, swapped in as a whole, and the
+// counters. Its buffers are allocated before it runs; nothing is allocated per
+// packet.
 type path struct {
 	dev   *device
 	sock  *socket
@@ -26,7 +26,7 @@ type path struct {
 
 	out     *outbound
 	in      *inbound
-	workers []*worker
+	workers *workers
 	memory  []byte
 }
 
@@ -44,18 +44,9 @@ func newPath(dev *device, sock *socket, source netip.Addr, mtu int, t *atomic.Po
 	p.memory = memory
 	p.out = newOutbound(p, slots[receiveMessages], source)
 	p.in = newInbound(p, slots[:receiveMessages], mtu)
-	for _, way := range []struct {
-		fd    int
-		carry func() error
-	}{{sock.fd, p.in.carry}, {dev.fd, p.out.carry}} {
-		w, err := newWorker(way.fd, way.carry)
-		if err != nil {
-			for _, w := range p.workers {
-				w.stop()
-			}
-			return nil, errors.Join(err, p.free())
-		}
-		p.workers = append(p.workers, w)
+	p.workers, err = newWorkers(&way{fd: sock.fd, carry: p.in.carry}, &way{fd: dev.fd, carry: p.out.carry})
+	if err != nil {
+		return nil, errors.Join(err, p.free())
 	}
 	return p, nil
 }
@@ -89,14 +80,10 @@ func newSlots(n, last int) (memory []byte, slots [][]byte, err error) {
 // returns an error, and has closed everything then.
 func (p *path) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	for _, w := range p.workers {
-		g.Go(w.run)
-	}
+	g.Go(p.workers.run)
 	g.Go(func() error {
 		<-ctx.Done()
-		for _, w := range p.workers {
-			w.stop()
-		}
+		p.workers.stop()
 		return ctx.Err()
 	})
 	return errors.Join(g.Wait(), p.close())
@@ -109,16 +96,6 @@ func (p *path) close() error {
 // free gives back what newPath has taken.
 func (p *path) free() error {
 	return errors.Join(p.out.close(), unix.Munmap(p.memory))
-}
-
-// stuck reports whether a worker has been at one batch for too long.
-func (p *path) stuck() bool {
-	for _, w := range p.workers {
-		if w.stuck() {
-			return true
-		}
-	}
-	return false
 }
 
 // describe says how packets are carried, and what the kernel lacks for a better

@@ -11,8 +11,8 @@
 // Start reading at Backend.Run, which joins the parts: device.go is the TUN
 // device, socket.go the UDP socket, table.go says which host has which subnet,
 // path.go is the path packets take, with outbound.go and inbound.go for its two
-// ways, icmp.go what is answered to packets that cannot be carried, counters.go
-// what is counted on the way.
+// ways and workers.go for those who carry them, icmp.go what is answered to packets
+// that cannot be carried, counters.go what is counted on the way.
 package udp
 
 import (
@@ -115,7 +115,7 @@ func (b *Backend) Run(ctx context.Context, own subnet.Lease, leases <-chan []*su
 		return kernel.Run(ctx, backend.Owner, inputs, func(leases []*subnet.Lease, _ kernel.Host) (kernel.State, []error) {
 			return plan(b.host, b.MTU(), own.Subnet, leases)
 		}, func(failed []error) {
-			if p := b.path.Load(); p != nil && p.stuck() {
+			if p := b.path.Load(); p != nil && p.workers.stuck() {
 				sayStuck.Do(func() {
 					klog.Errorf("udp: packets are not carried: a worker has been at one batch for over %v", stuckAfter)
 				})
