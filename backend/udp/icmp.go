@@ -8,6 +8,7 @@ import (
 	"golang.org/x/sys/unix"
 	"golang.org/x/time/rate"
 
+	"flanneld/pkg/gso"
 	"flanneld/pkg/prefix"
 )
 
@@ -126,27 +127,15 @@ func icmpError(buf []byte, typ, code byte, mtu uint16, source netip.Addr, packet
 	ip[9] = unix.IPPROTO_ICMP
 	binary.BigEndian.PutUint32(ip[12:], prefix.Uint(source))
 	copy(ip[16:20], packet[12:16])
-	binary.BigEndian.PutUint16(ip[10:], checksum(ip))
+	putChecksum(ip[10:], ip)
 
 	icmp := buf[ipHeader:]
 	clear(icmp[:icmpHeader])
 	icmp[0], icmp[1] = typ, code
 	binary.BigEndian.PutUint16(icmp[6:], mtu) // RFC 1191 section 4; else 0
-	binary.BigEndian.PutUint16(icmp[2:], checksum(icmp))
+	putChecksum(icmp[2:], icmp)
 	return buf
 }
 
-// checksum is the Internet checksum (RFC 1071).
-func checksum(b []byte) uint16 {
-	var sum uint32
-	for ; len(b) >= 2; b = b[2:] {
-		sum += uint32(binary.BigEndian.Uint16(b))
-	}
-	if len(b) == 1 {
-		sum += uint32(b[0]) << 8
-	}
-	for sum>>16 != 0 {
-		sum = sum&0xffff + sum>>16
-	}
-	return ^uint16(sum)
-}
+// putChecksum writes the checksum (RFC 1071) of b, where at is still 0.
+func putChecksum(at, b []byte) { binary.NativeEndian.PutUint16(at, ^gso.Fold(gso.Sum(0, b))) }

@@ -136,3 +136,18 @@ func TestPacketLen(t *testing.T) {
 		}
 	}
 }
+
+// checksum is the Internet checksum (RFC 1071), 16 bits at a time.
+func checksum(b []byte) uint16 {
+	var sum uint32
+	for ; len(b) >= 2; b = b[2:] {
+		sum += uint32(binary.BigEndian.Uint16(b))
+	}
+	if len(b) == 1 {
+		sum += uint32(b[0]) << 8
+	}
+	for sum>>16 != 0 {
+		sum = sum&0xffff + sum>>16
+	}
+	return ^uint16(sum)
+}
