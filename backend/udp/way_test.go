@@ -39,6 +39,24 @@ func TestStuck(t *testing.T) {
 	})
 }
 
+// Workers are stuck when one way is, be it in or out.
+func TestWorkersStuck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &workers{in: new(way), out: new(way)}
+		for _, way := range []*way{w.in, w.out} {
+			way.works()
+			if w.stuck() {
+				t.Error("it is stuck at once")
+			}
+			time.Sleep(stuckAfter + time.Second)
+			if !w.stuck() {
+				t.Error("it is not stuck")
+			}
+			way.waits()
+		}
+	})
+}
+
 func TestPause(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		for failures, want := range map[int]time.Duration{
