@@ -11,8 +11,8 @@
 // Start reading at Backend.Run, which joins the parts: device.go is the TUN
 // device, socket.go the UDP socket, table.go says which host has which subnet,
 // path.go is the path packets take, with outbound.go and inbound.go for its two
-// ways and workers.go for those who carry them, icmp.go what is answered to packets
-// that cannot be carried, counters.go what is counted on the way.
+// ways (way.go) and workers.go for the goroutines that carry them, icmp.go what is
+// answered to packets that cannot be carried, counters.go what is counted on the way.
 package udp
 
 import (

@@ -163,7 +163,7 @@ func (w *workers) attend() error {
 	waited := time.Now() // when it last waited
 	for {
 		if n == 1 && !w.relieved.Load() {
-			n, empty, waited = 2, 0, time.Now()
+			n, empty, busy, waited = 2, 0, [2]bool{}, time.Now()
 			w.hush()
 		}
 		next %= n
@@ -196,14 +196,14 @@ func (w *workers) attend() error {
 			// already: of what has come before that, epoll may say nothing.
 			err = w.watch(true)
 			empty = 0
-		case w.watching:
-			// Only now, when what has woken it has been dealt with.
-			if err = w.watch(false); err != nil {
-				break
-			}
-			fallthrough
 		default:
-			next, err = w.poll(ways[:n], now.Add(nearby))
+			if w.watching {
+				// Only now, when what has woken it has been dealt with.
+				err = w.watch(false)
+			}
+			if err == nil {
+				next, err = w.poll(ways[:n], now.Add(nearby))
+			}
 			empty, busy, waited = 0, [2]bool{}, time.Now()
 		}
 		if err != nil {

@@ -272,6 +272,15 @@ func TestWorkersRelieve(t *testing.T) {
 		awaitTrue(t, "the way in going on", func() bool { return w.in.turns.Load() > turns+10 })
 		close(release)
 
+		outBusy.Store(false)
+		awaitTrue(t, "the second worker gone", func() bool { return !w.relieved.Load() })
+		time.Sleep(10 * longEnough)
+		if w.relieved.Load() {
+			t.Error("a second worker has come again, for one way")
+		}
+
+		outBusy.Store(true)
+		awaitTrue(t, "a second worker again", w.relieved.Load)
 		inBusy.Store(false)
 		outBusy.Store(false)
 		for w.relieved.Load() {
