@@ -5,46 +5,21 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
 
 	"k8s.io/klog/v2"
 
-	"flanneld/backend"
 	"flanneld/backend/table"
 	"flanneld/subnet"
 )
 
-// config is a network config that can be used, its backend's part read too.
+// config is a network config as it was read from the store.
 type config struct {
-	subnet.Config
-	open backend.Open
-
+	table.Config
 	text     string
 	revision uint64
-}
-
-// parseConfig reads a config as a whole. unknown lists the fields that nobody
-// knows, which is no error, as other versions may.
-func parseConfig(text string) (c config, unknown []string, err error) {
-	if c.Config, err = subnet.ParseConfig(text); err != nil {
-		return config{}, nil, err
-	}
-	parse, ok := table.Backends[c.BackendType]
-	if !ok {
-		names := []string{}
-		for name := range table.Backends {
-			names = append(names, name)
-		}
-		slices.Sort(names)
-		return config{}, nil, c.Backend.Errorf("Type", "there is no such backend, only %s", strings.Join(names, ", "))
-	}
-	if c.open, err = parse(c.Backend); err != nil {
-		return config{}, nil, err
-	}
-	return c, c.Unknown(), nil
 }
 
 // awaitConfig waits until the store has a config that can be used. What is
@@ -59,13 +34,12 @@ func awaitConfig(ctx context.Context, store *subnet.Patient) (config, error) {
 		case err != nil:
 			return config{}, err
 		default:
-			c, unknown, err := parseConfig(text)
+			c, unknown, err := table.ParseConfig(text)
 			if err == nil {
 				for _, name := range unknown {
 					klog.Warningf("The network config has a field that is not known here and has no effect: %s", name)
 				}
-				c.text, c.revision = text, revision
-				return c, nil
+				return config{c, text, revision}, nil
 			}
 			why = fmt.Sprintf("The network config cannot be used; waiting for it to be put right: %v", err)
 		}
@@ -137,13 +111,13 @@ func (w *configWatch) run(ctx context.Context, store *subnet.Patient) error {
 
 // compare says how a config that is in the store now differs.
 func (w *configWatch) compare(text string) {
-	c, _, err := parseConfig(text)
+	c, _, err := table.ParseConfig(text)
 	if err != nil {
 		w.outside.Store(false)
 		w.say(fmt.Sprintf("the network config in the store was changed to one that cannot be used; flanneld goes on with the one read at the start: %v", err))
 		return
 	}
-	differences := c.Differences(w.inUse.Config)
+	differences := c.Differences(w.inUse.Config.Config)
 	if len(differences) == 0 {
 		w.outside.Store(false)
 		if w.said != "" {

@@ -10,6 +10,8 @@ import (
 	"k8s.io/klog/v2"
 
 	"flanneld/backend"
+	"flanneld/network/firewall"
+	"flanneld/network/subnetfile"
 	"flanneld/pkg/extif"
 	"flanneld/subnet"
 )
@@ -83,16 +85,16 @@ type node struct {
 
 // join gets everything under way, each long-running part in the group.
 func (n node) join(ctx context.Context) error {
-	memory := memory{subnetFile: n.SubnetFile, mac: n.iface.MAC, hasMAC: hostHasMAC}
-	config, b, own, seen, err := n.acquire(ctx, memory.recall())
+	memory := subnetfile.Memory{File: n.SubnetFile, MAC: n.iface.MAC, HasMAC: subnetfile.HostHasMAC}
+	config, b, own, seen, err := n.acquire(ctx, memory.Recall())
 	if err != nil {
 		return ended(ctx, err)
 	}
-	before := lastNetwork(n.SubnetFile)
-	if err := writeSubnetFile(n.SubnetFile, config.Network, own.Subnet, b.MTU(), n.IPMasq); err != nil {
+	before := subnetfile.Network(n.SubnetFile)
+	if err := subnetfile.Write(n.SubnetFile, config.Network, own.Subnet, b.MTU(), n.IPMasq); err != nil {
 		return err
 	}
-	memory.keep(own)
+	memory.Keep(own)
 	klog.Infof("This host's subnet is %v; wrote %s", own.Subnet, n.SubnetFile)
 	enableForwarding()
 
@@ -110,7 +112,7 @@ func (n node) join(ctx context.Context) error {
 	n.group.Go(func() error {
 		h := subnet.Holder{Store: n.store, Lease: own, Network: config.Network, Margin: n.RenewMargin}
 		h.Changed = func(l subnet.Lease) {
-			memory.keep(l)
+			memory.Keep(l)
 			lease.written(l)
 			watch.renewed()
 		}
@@ -119,7 +121,11 @@ func (n node) join(ctx context.Context) error {
 	})
 	n.group.Go(func() error { return watch.run(ctx, n.store) })
 	n.group.Go(func() error { return trimMemory(ctx) })
-	n.group.Go(func() error { return n.runFirewall(ctx, config.Network, own.Subnet, before) })
+	n.group.Go(func() error {
+		k := firewall.Keeper{Network: config.Network, Own: own.Subnet, Before: before, Masq: n.IPMasq, Forward: n.ForwardRules, Resync: n.FirewallResync}
+		k.Compared = func(_ []string, err error) { n.health.set("firewall", list(err)) }
+		return k.Run(ctx)
+	})
 	var comparisons rounds
 	n.group.Go(func() error {
 		ready := false
@@ -162,7 +168,7 @@ func (n node) acquire(ctx context.Context, last subnet.Remembered) (c config, b 
 			return c, b, own, seen, err
 		}
 		klog.Infof("Network config: %v", c)
-		if b, err = c.open(backend.Host{Interface: n.iface, PublicIP: n.publicIP, Network: c.Network}); err != nil {
+		if b, err = c.Open(backend.Host{Interface: n.iface, PublicIP: n.publicIP, Network: c.Network}); err != nil {
 			return c, b, own, seen, err
 		}
 		n.Notify("STATUS=Waiting for a subnet")
@@ -173,7 +179,7 @@ func (n node) acquire(ctx context.Context, last subnet.Remembered) (c config, b 
 			other <- untilOtherConfig(trying, n.store, c)
 			stop()
 		}()
-		own, seen, err = subnet.Acquire(trying, n.store, c.Config, attrs, last)
+		own, seen, err = subnet.Acquire(trying, n.store, c.Config.Config, attrs, last)
 		stop()
 		if outdated := <-other; err == nil || !outdated || ctx.Err() != nil {
 			return c, b, own, seen, err

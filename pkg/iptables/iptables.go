@@ -252,7 +252,7 @@ func (t *Tables) syncTable(ctx context.Context, table string, chains []Chain) (c
 // only when it differs from the time before, and calls report with what each
 // Sync returned, nil included. Nothing but the end of ctx ends it: what is wrong
 // now may be right in five seconds.
-func (t *Tables) Run(ctx context.Context, chains []Chain, interval time.Duration, report func(err error)) error {
+func (t *Tables) Run(ctx context.Context, chains []Chain, interval time.Duration, report func(changes []string, err error)) error {
 	var tick <-chan time.Time
 	if interval > 0 {
 		ticker := time.NewTicker(interval)
@@ -282,7 +282,7 @@ func (t *Tables) Run(ctx context.Context, chains []Chain, interval time.Duration
 			klog.Errorf("iptables: %v; trying again", err)
 			lastError = err.Error()
 		}
-		report(err)
+		report(changes, err)
 		select {
 		case <-ctx.Done():
 			return nil

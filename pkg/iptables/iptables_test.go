@@ -253,7 +253,7 @@ func TestRun(t *testing.T) {
 		ctx, cancel := context.WithCancel(context.Background())
 		start := time.Now()
 		var reports []string
-		err := f.Run(ctx, testChains, 5*time.Second, func(err error) {
+		err := f.Run(ctx, testChains, 5*time.Second, func(_ []string, err error) {
 			report := time.Since(start).String() + " fine"
 			if err != nil {
 				report = time.Since(start).String() + " " + err.Error()
@@ -274,7 +274,7 @@ func TestRun(t *testing.T) {
 		ctx, cancel = context.WithCancel(context.Background())
 		go func() { time.Sleep(time.Hour); cancel() }()
 		n := 0
-		if err := f.Run(ctx, testChains, 0, func(error) { n++ }); err != nil || n != 1 {
+		if err := f.Run(ctx, testChains, 0, func([]string, error) { n++ }); err != nil || n != 1 {
 			t.Errorf("with interval 0: %d reports, error %v", n, err)
 		}
 	})

@@ -1,4 +1,6 @@
-package network
+// Package firewall says which iptables rules this host ought to have, for source
+// addresses and for forwarding, and keeps them. Start reading at Chains.
+package firewall
 
 import (
 	"context"
@@ -20,21 +22,36 @@ const (
 	forwardChain     = "FLANNEL-FWD"
 )
 
-// runFirewall keeps the iptables rules. Without them the network works all the
-// same, as far as the host's other rules let it. before is the Network of the
-// last run, if there is one.
-func (n node) runFirewall(ctx context.Context, network, own, before netip.Prefix) error {
-	n.firewallProblem(errors.New("the rules have not been compared yet"))
-	tables, err := n.findIPTables(ctx)
+// Keeper keeps the rules of one host.
+type Keeper struct {
+	// Network is the whole overlay, Own this host's subnet.
+	Network, Own netip.Prefix
+	// Before is the Network of the last run, invalid if there is none.
+	Before netip.Prefix
+	// Masq is --ip-masq, Forward --iptables-forward-rules.
+	Masq, Forward bool
+	// Resync is how often the rules are compared.
+	Resync time.Duration
+	// Compared is called each time they were, or could not be: with what was put
+	// right, and with an error while the rules are not what they ought to be.
+	Compared func(changes []string, err error)
+}
+
+// Run keeps the rules until ctx ends, and then returns nil and leaves them.
+// Without them the network works all the same, as far as the host's other rules
+// let it.
+func (k Keeper) Run(ctx context.Context) error {
+	k.Compared(nil, errors.New("the rules have not been compared yet"))
+	tables, err := k.findIPTables(ctx)
 	if err != nil {
-		return ended(ctx, err)
+		return nil // ctx has ended
 	}
-	chains := firewallChains(network, own, n.IPMasq, n.ForwardRules, tables.RandomFully())
-	old := leftovers(network, before)
+	chains := Chains(k.Network, k.Own, k.Masq, k.Forward, tables.RandomFully())
+	old := Leftovers(k.Network, k.Before)
 	tables.TakeOver(old)
 	looked := false
-	return tables.Run(ctx, chains, n.FirewallResync, func(err error) {
-		n.firewallProblem(err)
+	return tables.Run(ctx, chains, k.Resync, func(changes []string, err error) {
+		k.Compared(changes, err)
 		if err == nil && !looked {
 			looked = true
 			sayLegacy(ctx, tables, chains, old)
@@ -42,9 +59,9 @@ func (n node) runFirewall(ctx context.Context, network, own, before netip.Prefix
 	})
 }
 
-// findIPTables waits until the host has an iptables program that works. It may
-// be installed or mended at any time.
-func (n node) findIPTables(ctx context.Context) (*iptables.Tables, error) {
+// findIPTables waits until the host has an iptables program that works, which is
+// to fail only when ctx ends. It may be installed or mended at any time.
+func (k Keeper) findIPTables(ctx context.Context) (*iptables.Tables, error) {
 	said := ""
 	for {
 		tables, err := iptables.New(ctx)
@@ -60,17 +77,14 @@ func (n node) findIPTables(ctx context.Context) (*iptables.Tables, error) {
 			klog.Errorf("Going on without firewall rules: %v", err)
 			said = err.Error()
 		}
-		n.firewallProblem(err)
+		k.Compared(nil, err)
 		select {
 		case <-ctx.Done():
 			return nil, ctx.Err()
-		case <-time.After(max(n.FirewallResync, time.Second)):
+		case <-time.After(max(k.Resync, time.Second)):
 		}
 	}
 }
-
-// firewallProblem says what is wrong with the rules now, if anything is.
-func (n node) firewallProblem(err error) { n.health.set("firewall", list(err)) }
 
 // sayLegacy says what nobody sees who looks at the rules by iptables alone.
 func sayLegacy(ctx context.Context, tables *iptables.Tables, chains []iptables.Chain, old []iptables.Leftover) {
@@ -85,13 +99,13 @@ func sayLegacy(ctx context.Context, tables *iptables.Tables, chains []iptables.C
 	}
 }
 
-// firewallChains says which iptables chains this host ought to have. network is
+// Chains says which iptables chains this host ought to have. network is
 // the whole overlay and own this host's subnet; masq is --ip-masq, forward is
 // --iptables-forward-rules, randomFully whether iptables has --random-fully.
 //
 // What is not wanted is in the result too, as absent, so that what an earlier
 // run with other flags left behind goes.
-func firewallChains(network, own netip.Prefix, masq, forward, randomFully bool) []iptables.Chain {
+func Chains(network, own netip.Prefix, masq, forward, randomFully bool) []iptables.Chain {
 	chains := []iptables.Chain{{
 		Table:  "nat",
 		Name:   postroutingChain,

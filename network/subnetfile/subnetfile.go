@@ -1,4 +1,7 @@
-package network
+// Package subnetfile is what this host keeps on disk of its subnet: the file from
+// which dockerd's options are made, and, beside it, what the next run needs to
+// prove that the lease is its own.
+package subnetfile
 
 import (
 	"encoding/json"
@@ -17,8 +20,8 @@ import (
 	"flanneld/subnet"
 )
 
-// writeSubnetFile writes the file from which dockerd's options are made.
-func writeSubnetFile(name string, network, own netip.Prefix, mtu int, masq bool) error {
+// Write writes the file from which dockerd's options are made.
+func Write(name string, network, own netip.Prefix, mtu int, masq bool) error {
 	text := fmt.Sprintf("FLANNEL_NETWORK=%v\nFLANNEL_SUBNET=%v\nFLANNEL_MTU=%d\nFLANNEL_IPMASQ=%t\n",
 		network, netip.PrefixFrom(own.Addr().Next(), own.Bits()), mtu, masq)
 	if err := replaceFile(name, text); err != nil {
@@ -41,16 +44,16 @@ func sandboxHint(name string, err error) string {
 	return fmt.Sprintf(" (is it the sandbox of the unit? add ReadWritePaths=%s to it)", dir)
 }
 
-// readSubnetFile returns the subnet that the subnet file names. Such a file may
+// Read returns the subnet that the subnet file names. Such a file may
 // have been written by hand, for a shell to read: FLANNEL_SUBNET is all it needs
 // to have.
-func readSubnetFile(name string) (own netip.Prefix, err error) {
+func Read(name string) (own netip.Prefix, err error) {
 	return readPrefix(name, "FLANNEL_SUBNET")
 }
 
-// lastNetwork is the Network of the last run, invalid if the subnet file does
+// Network is the Network of the last run, invalid if the subnet file does
 // not tell.
-func lastNetwork(name string) netip.Prefix {
+func Network(name string) netip.Prefix {
 	p, err := readPrefix(name, "FLANNEL_NETWORK")
 	if err != nil {
 		return netip.Prefix{}
@@ -84,20 +87,21 @@ func readPrefix(name, variable string) (p netip.Prefix, err error) {
 	return p, err
 }
 
-// memory keeps, beside the subnet file, what the file itself does not say: which
+// Memory keeps, beside the subnet file, what the file itself does not say: which
 // lease the subnet was held by. With it a host whose address has changed can
 // prove that the lease under its old address is its own.
-type memory struct {
-	subnetFile string
-	// mac is that of this host's interface. A clone of the host has the file
+type Memory struct {
+	// File is the subnet file.
+	File string
+	// MAC is that of this host's interface. A clone of the host has the file
 	// too, and must not take the lease from the host it was made of; it has
 	// other MACs.
-	mac string
-	// hasMAC reports whether some interface of this host has a MAC.
-	hasMAC func(mac string) bool
+	MAC string
+	// HasMAC reports whether some interface of this host has a MAC.
+	HasMAC func(mac string) bool
 }
 
-// memoryJSON is the content of the memory's file.
+// memoryJSON is the content of the Memory's file.
 type memoryJSON struct {
 	Subnet   netip.Prefix
 	PublicIP netip.Addr
@@ -105,16 +109,20 @@ type memoryJSON struct {
 	MAC      string
 }
 
-func (m memory) file() string { return m.subnetFile + ".lease" }
+// file is where a Memory is kept.
+func (m Memory) file() string { return Beside(m.File) }
 
-// recall reads what is left of the last run. A file that is damaged is worth no
+// Beside is the file that is kept beside a subnet file.
+func Beside(subnetFile string) string { return subnetFile + ".lease" }
+
+// Recall reads what is left of the last run. A file that is damaged is worth no
 // more than one that is missing, as nothing is lost but the same subnet.
-func (m memory) recall() subnet.Remembered {
-	p, err := readSubnetFile(m.subnetFile)
+func (m Memory) Recall() subnet.Remembered {
+	p, err := Read(m.File)
 	if errors.Is(err, fs.ErrNotExist) {
 		return subnet.Remembered{}
 	} else if err != nil {
-		klog.Warningf("The subnet file %s of the last run cannot be used: %v", m.subnetFile, err)
+		klog.Warningf("The subnet file %s of the last run cannot be used: %v", m.File, err)
 		return subnet.Remembered{}
 	}
 	last := subnet.Remembered{Subnet: p}
@@ -130,15 +138,15 @@ func (m memory) recall() subnet.Remembered {
 		klog.Warningf("%s, about the lease of the last run, cannot be used: %v", m.file(), err)
 		return last
 	}
-	if kept.Subnet == p && kept.MAC != "" && m.hasMAC(kept.MAC) {
+	if kept.Subnet == p && kept.MAC != "" && m.HasMAC(kept.MAC) {
 		last.PublicIP, last.Revision = kept.PublicIP, kept.Revision
 	}
 	return last
 }
 
-// keep notes the lease for the next run.
-func (m memory) keep(l subnet.Lease) {
-	text, err := json.Marshal(memoryJSON{Subnet: l.Subnet, PublicIP: l.PublicIP, Revision: l.Revision, MAC: m.mac})
+// Keep notes the lease for the next run.
+func (m Memory) Keep(l subnet.Lease) {
+	text, err := json.Marshal(memoryJSON{Subnet: l.Subnet, PublicIP: l.PublicIP, Revision: l.Revision, MAC: m.MAC})
 	if err == nil {
 		err = replaceFile(m.file(), string(text)+"\n")
 	}
@@ -147,8 +155,8 @@ func (m memory) keep(l subnet.Lease) {
 	}
 }
 
-// hostHasMAC is a memory's hasMAC for the host this runs on.
-func hostHasMAC(mac string) bool {
+// HostHasMAC is a Memory's HasMAC for the host this runs on.
+func HostHasMAC(mac string) bool {
 	ifaces, err := net.Interfaces()
 	if err != nil {
 		return false

@@ -1,4 +1,4 @@
-package network
+package subnetfile
 
 import (
 	"io/fs"
@@ -15,14 +15,14 @@ import (
 func TestSubnetFile(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "a", "b", "subnet.env")
 	network, own := netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("10.1.74.0/24")
-	if err := writeSubnetFile(name, network, own, 1472, false); err != nil {
+	if err := Write(name, network, own, 1472, false); err != nil {
 		t.Fatal(err)
 	}
 	text, err := os.ReadFile(name)
 	if want := "FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.74.1/24\nFLANNEL_MTU=1472\nFLANNEL_IPMASQ=false\n"; err != nil || string(text) != want {
 		t.Errorf("%v, got\n%swant\n%s", err, text, want)
 	}
-	if got, err := readSubnetFile(name); err != nil || got != own {
+	if got, err := Read(name); err != nil || got != own {
 		t.Errorf("read back as %v, %v", got, err)
 	}
 }
@@ -61,10 +61,32 @@ func TestReadSubnetFile(t *testing.T) {
 		if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		got, err := readSubnetFile(name)
+		got, err := Read(name)
 		if s := got.String(); err != nil && err.Error() != want || err == nil && s != want {
 			t.Errorf("%q: %v, %v; want %s", text, got, err, want)
 		}
+	}
+}
+
+// The Network of the last run is in the subnet file, unless an operator wrote that
+// by hand.
+func TestNetwork(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "subnet.env")
+	for text, want := range map[string]netip.Prefix{
+		"FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.74.1/24\n":          netip.MustParsePrefix("10.1.0.0/16"),
+		"export FLANNEL_NETWORK=\"10.1.0.1/16\"\nFLANNEL_SUBNET=10.1.74.1/24": netip.MustParsePrefix("10.1.0.0/16"),
+		"FLANNEL_SUBNET=10.1.74.1/24\n":                                       {},
+		"FLANNEL_NETWORK=mine\n":                                              {},
+	} {
+		if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if got := Network(name); got != want {
+			t.Errorf("%q: %v, want %v", text, got, want)
+		}
+	}
+	if got := Network(name + ".none"); got.IsValid() {
+		t.Errorf("without a file: %v", got)
 	}
 }
 
@@ -75,42 +97,42 @@ func TestMemory(t *testing.T) {
 	lease := subnet.Lease{Subnet: own, Attrs: subnet.Attrs{PublicIP: netip.MustParseAddr("172.30.0.11")}, Revision: 42}
 	whole := subnet.Remembered{Subnet: own, PublicIP: lease.PublicIP, Revision: 42}
 
-	here := memory{subnetFile: name, mac: "02:00:00:00:00:01", hasMAC: func(mac string) bool { return mac == "02:00:00:00:00:01" }}
-	clone := memory{subnetFile: name, mac: "02:00:00:00:00:02", hasMAC: func(mac string) bool { return mac == "02:00:00:00:00:02" }}
-	if got := here.recall(); got != (subnet.Remembered{}) {
+	here := Memory{File: name, MAC: "02:00:00:00:00:01", HasMAC: func(mac string) bool { return mac == "02:00:00:00:00:01" }}
+	clone := Memory{File: name, MAC: "02:00:00:00:00:02", HasMAC: func(mac string) bool { return mac == "02:00:00:00:00:02" }}
+	if got := here.Recall(); got != (subnet.Remembered{}) {
 		t.Errorf("with nothing there: %+v", got)
 	}
-	here.keep(lease)
-	if got := here.recall(); got != (subnet.Remembered{}) {
+	here.Keep(lease)
+	if got := here.Recall(); got != (subnet.Remembered{}) {
 		t.Errorf("without a subnet file: %+v", got)
 	}
 	write := func(own netip.Prefix) {
-		if err := writeSubnetFile(name, netip.MustParsePrefix("10.1.0.0/16"), own, 1500, true); err != nil {
+		if err := Write(name, netip.MustParsePrefix("10.1.0.0/16"), own, 1500, true); err != nil {
 			t.Fatal(err)
 		}
 	}
 	write(own)
-	if got := here.recall(); got != whole {
+	if got := here.Recall(); got != whole {
 		t.Errorf("recalled %+v, want %+v", got, whole)
 	}
-	if got := clone.recall(); got != (subnet.Remembered{Subnet: own}) {
+	if got := clone.Recall(); got != (subnet.Remembered{Subnet: own}) {
 		t.Errorf("a clone of the host recalls %+v", got)
 	}
 	if err := os.WriteFile(here.file(), []byte("garbage"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if got := here.recall(); got != (subnet.Remembered{Subnet: own}) {
+	if got := here.Recall(); got != (subnet.Remembered{Subnet: own}) {
 		t.Errorf("from a damaged file: %+v", got)
 	}
-	here.keep(lease)
+	here.Keep(lease)
 	write(netip.MustParsePrefix("10.1.75.0/24"))
-	if got := here.recall(); got.PublicIP.IsValid() || got.Subnet.String() != "10.1.75.0/24" {
+	if got := here.Recall(); got.PublicIP.IsValid() || got.Subnet.String() != "10.1.75.0/24" {
 		t.Errorf("with a subnet file about another subnet: %+v", got)
 	}
 	if err := os.WriteFile(name, []byte("garbage"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if got := here.recall(); got != (subnet.Remembered{}) {
+	if got := here.Recall(); got != (subnet.Remembered{}) {
 		t.Errorf("with a damaged subnet file: %+v", got)
 	}
 }

@@ -1,4 +1,4 @@
-package network
+package table
 
 import (
 	"strings"
@@ -14,8 +14,8 @@ func TestParseConfig(t *testing.T) {
 		`{"Network": "10.1.0.0/16", "Backend": {"Type": "host-gw", "Port": 1}}`:                                                          {"Backend.Port"},
 		`{"Network": "10.1.0.0/16", "EnableIPv4": true, "Backend": {"Type": "udp", "Port": 1, "VNI": 1}}`:                                {"EnableIPv4", "Backend.VNI"},
 	} {
-		c, unknown, err := parseConfig(text)
-		if err != nil || c.open == nil {
+		c, unknown, err := ParseConfig(text)
+		if err != nil || c.Open == nil {
 			t.Errorf("%s: %v", text, err)
 		}
 		if diff := cmp.Diff(want, unknown); diff != "" {
@@ -33,7 +33,7 @@ func TestParseConfig(t *testing.T) {
 		`{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan", "MTU": 100}}`:  `Backend.MTU is 100: must be a whole number from 118 to 65535`,
 		`{"Network": "10.1.0.0/16", "Backend": {"Type": "udp", "Port": 65536}}`: `Backend.Port is 65536: must be a whole number from 1 to 65535`,
 	} {
-		if _, _, err := parseConfig(text); err == nil || !strings.HasPrefix(err.Error(), want) {
+		if _, _, err := ParseConfig(text); err == nil || !strings.HasPrefix(err.Error(), want) {
 			t.Errorf("%s:\n got %v\nwant %s", text, err, want)
 		}
 	}

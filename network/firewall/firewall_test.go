@@ -1,4 +1,4 @@
-package network
+package firewall
 
 import (
 	"fmt"
@@ -82,11 +82,11 @@ func TestFirewallChains(t *testing.T) {
 		{"both", true, true, join(goldenPlain, goldenMasq, goldenForward)},
 	} {
 		t.Run(test.name, func(t *testing.T) {
-			got := chainText(firewallChains(testNetwork, testOwn, test.masq, test.forward, true))
+			got := chainText(Chains(testNetwork, testOwn, test.masq, test.forward, true))
 			if diff := cmp.Diff(test.want, got); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
-			got = chainText(firewallChains(testNetwork, testOwn, test.masq, test.forward, false))
+			got = chainText(Chains(testNetwork, testOwn, test.masq, test.forward, false))
 			if diff := cmp.Diff(strings.ReplaceAll(test.want, " --random-fully", ""), got); diff != "" {
 				t.Errorf("without --random-fully (-want +got):\n%s", diff)
 			}
@@ -97,8 +97,8 @@ func TestFirewallChains(t *testing.T) {
 // Host bits in what the caller gives must not get into the rules: iptables
 // would show them without.
 func TestFirewallChainsMasksHostBits(t *testing.T) {
-	got := firewallChains(netip.MustParsePrefix("10.1.0.1/16"), netip.MustParsePrefix("10.1.74.1/24"), true, true, true)
-	if diff := cmp.Diff(firewallChains(testNetwork, testOwn, true, true, true), got); diff != "" {
+	got := Chains(netip.MustParsePrefix("10.1.0.1/16"), netip.MustParsePrefix("10.1.74.1/24"), true, true, true)
+	if diff := cmp.Diff(Chains(testNetwork, testOwn, true, true, true), got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
@@ -215,7 +215,7 @@ func TestFirewallOnKernel(t *testing.T) {
 			run(t, program, append([]string{"-w"}, args...)...)
 		}
 		bare := tableText(t, program)
-		chains := firewallChains(testNetwork, testOwn, true, true, true)
+		chains := Chains(testNetwork, testOwn, true, true, true)
 
 		sync := func(chains []iptables.Chain, want string) {
 			t.Helper()
@@ -280,14 +280,14 @@ func TestFirewallOnKernel(t *testing.T) {
 		sync(chains, want)
 
 		// Another subnet, other flags: the old rules go.
-		moved := firewallChains(testNetwork, netip.MustParsePrefix("10.1.9.0/24"), true, true, true)
+		moved := Chains(testNetwork, netip.MustParsePrefix("10.1.9.0/24"), true, true, true)
 		text := strings.ReplaceAll(want, "10.1.74.0/24 -d 10.1.74.0/24", "10.1.9.0/24 -d 10.1.9.0/24")
 		text = strings.ReplaceAll(text, "-s 10.1.74.0/24 -d 10.1.0.0/16", "-s 10.1.9.0/24 -d 10.1.0.0/16")
 		text = strings.ReplaceAll(text, "-d 10.1.74.0/24 -j RETURN", "-d 10.1.9.0/24 -j RETURN")
 		sync(moved, text)
 		sync(chains, want)
 
-		plain := firewallChains(testNetwork, testOwn, false, false, true)
+		plain := Chains(testNetwork, testOwn, false, false, true)
 		var b strings.Builder
 		for line := range strings.Lines(want) {
 			masq := strings.HasPrefix(line, "nat: -A FLANNEL") && strings.Contains(goldenMasq, line)

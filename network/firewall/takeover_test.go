@@ -1,9 +1,7 @@
-package network
+package firewall
 
 import (
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -17,7 +15,7 @@ import (
 func found(t *testing.T, table, chain string, rules []string, networks ...netip.Prefix) []string {
 	t.Helper()
 	var taken []int
-	for _, l := range leftovers(networks...) {
+	for _, l := range Leftovers(networks...) {
 		if l.Table == table && l.Chain == chain {
 			taken = append(taken, l.Find(rules)...)
 		}
@@ -90,7 +88,7 @@ func TestLeftoverMasqRules(t *testing.T) {
 	if got := found(t, "nat", "POSTROUTING", old[9:], testNetwork, netip.Prefix{}); got != nil {
 		t.Errorf("without the last network %q go", got)
 	}
-	for _, l := range leftovers(testNetwork) {
+	for _, l := range Leftovers(testNetwork) {
 		if l.Table+" "+l.Chain != "nat POSTROUTING" && l.Table+" "+l.Chain != "filter FORWARD" {
 			t.Errorf("something is looked for in %s of %s", l.Chain, l.Table)
 		}
@@ -126,7 +124,7 @@ func TestLeftoverForwardRules(t *testing.T) {
 		{"of another network", []string{"-s 10.3.0.0/16 -j ACCEPT", "-d 10.3.0.0/16 -j ACCEPT"}, []string{"-s 10.3.0.0/16 -j ACCEPT", "-d 10.3.0.0/16 -j ACCEPT"}},
 	} {
 		taken := map[int]bool{}
-		for _, l := range leftovers(testNetwork, before) {
+		for _, l := range Leftovers(testNetwork, before) {
 			if l.Table == "filter" {
 				for _, i := range l.Find(test.have) {
 					taken[i] = true
@@ -142,28 +140,6 @@ func TestLeftoverForwardRules(t *testing.T) {
 		if diff := cmp.Diff(test.stay, stay); diff != "" {
 			t.Errorf("%s (-want to stay +stays):\n%s", test.name, diff)
 		}
-	}
-}
-
-// The Network of the last run is in the subnet file, unless an operator wrote that
-// by hand.
-func TestLastNetwork(t *testing.T) {
-	name := filepath.Join(t.TempDir(), "subnet.env")
-	for text, want := range map[string]netip.Prefix{
-		"FLANNEL_NETWORK=10.1.0.0/16\nFLANNEL_SUBNET=10.1.74.1/24\n":          netip.MustParsePrefix("10.1.0.0/16"),
-		"export FLANNEL_NETWORK=\"10.1.0.1/16\"\nFLANNEL_SUBNET=10.1.74.1/24": netip.MustParsePrefix("10.1.0.0/16"),
-		"FLANNEL_SUBNET=10.1.74.1/24\n":                                       {},
-		"FLANNEL_NETWORK=mine\n":                                              {},
-	} {
-		if err := os.WriteFile(name, []byte(text), 0o644); err != nil {
-			t.Fatal(err)
-		}
-		if got := lastNetwork(name); got != want {
-			t.Errorf("%q: %v, want %v", text, got, want)
-		}
-	}
-	if got := lastNetwork(name + ".none"); got.IsValid() {
-		t.Errorf("without a file: %v", got)
 	}
 }
 
@@ -241,8 +217,8 @@ func TestTakeOverOnKernel(t *testing.T) {
 						do(rule)
 					}
 				}
-				chains := firewallChains(testNetwork, testOwn, flags.masq, flags.forward, true)
-				tables.TakeOver(leftovers(testNetwork, netip.MustParsePrefix("10.2.0.0/16")))
+				chains := Chains(testNetwork, testOwn, flags.masq, flags.forward, true)
+				tables.TakeOver(Leftovers(testNetwork, netip.MustParsePrefix("10.2.0.0/16")))
 				changes, err := tables.Sync(t.Context(), chains)
 				if err != nil {
 					t.Fatal(err)

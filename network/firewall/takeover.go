@@ -1,4 +1,4 @@
-package network
+package firewall
 
 import (
 	"fmt"
@@ -9,10 +9,10 @@ import (
 	"flanneld/pkg/iptables"
 )
 
-// leftovers are the rules that daemons from v0.7 to v0.11 put for these networks
+// Leftovers are the rules that daemons from v0.7 to v0.11 put for these networks
 // straight into the built-in chains, whatever flags this one has. A rule with
 // anything more to it, or for another network, is somebody else's.
-func leftovers(networks ...netip.Prefix) []iptables.Leftover {
+func Leftovers(networks ...netip.Prefix) []iptables.Leftover {
 	networks = slices.DeleteFunc(slices.Clone(networks), func(p netip.Prefix) bool { return !p.IsValid() })
 	for i, n := range networks {
 		networks[i] = n.Masked()
