@@ -15,6 +15,7 @@ import (
 
 	"flanneld/pkg/extif"
 	"flanneld/pkg/jsonfields"
+	"flanneld/pkg/kernel"
 	"flanneld/subnet"
 )
 
@@ -23,8 +24,9 @@ import (
 // value. Fields it does not ask for are reported as unknown by the caller.
 type Parse func(fields *jsonfields.Object) (Open, error)
 
-// Open prepares the backend on a host, before that host has a lease: it checks
-// that the backend can work there and settles what the lease will say.
+// Open prepares the backend on a host, before that host has a lease: it settles
+// what the lease will say. It takes nothing of the host, and changes nothing there;
+// an error says why config and host do not fit together.
 type Open func(host Host) (Backend, error)
 
 // Host is what a backend needs to know of the machine it runs on.
@@ -42,6 +44,14 @@ type Backend interface {
 	// Data is the BackendData of this host's lease: what peers need to know
 	// beyond its PublicIP. nil when that is nothing.
 	Data() json.RawMessage
+
+	// Check finds out, before the host has a lease, whether the host has what the
+	// backend needs that another may lack, or another program hold.
+	Check() error
+
+	// Plan says what the kernel of this host ought to have, given its subnet; of the
+	// faults those that are a *Fault tell which leases have no path.
+	Plan(own netip.Prefix) kernel.Plan[[]*subnet.Lease]
 
 	// MTU is the size in bytes of the largest packet a container may send.
 	MTU() int

@@ -1,6 +1,7 @@
 package backend
 
 import (
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -26,7 +27,7 @@ type Path struct {
 type Paths struct {
 	Filter
 	// To is the path to one peer, as far as the host's own routes matter to it
-	// those in view. An error tells why there is none.
+	// those in view. An error tells why there is none; it may be a *Fault.
 	To func(peer *subnet.Lease, view kernel.Host) (Path, error)
 
 	// What the last set was, and what came of each lease.
@@ -46,7 +47,7 @@ type keys struct {
 	ip  netip.Addr // of the neighbour
 }
 
-// Set adds the paths to the peers among leases to a state. There is a fault for
+// Set adds the paths to the peers among leases to a state. There is a *Fault for
 // each peer that there is no path to.
 func (p *Paths) Set(want *kernel.State, leases []*subnet.Lease, view kernel.Host) (faults []error) {
 	n := len(leases)
@@ -85,7 +86,12 @@ func (p *Paths) path(l *subnet.Lease, view kernel.Host) (Path, error) {
 	if ok, fault := p.Peer(l); !ok {
 		return Path{}, fault
 	}
-	return p.To(l, view)
+	path, err := p.To(l, view)
+	var fault *Fault
+	if err != nil && !errors.As(err, &fault) {
+		err = &Fault{Lease: l, Reason: err}
+	}
+	return path, err
 }
 
 // fill adds the paths to a state.
@@ -153,12 +159,12 @@ func (p *Paths) holders() map[any]int {
 func (p *Paths) yields(i int, holders map[any]int) (fault error, shared bool) {
 	k := p.keys[i]
 	if holder, ok := holders[k.ip]; ok && holder != i {
-		return fmt.Errorf("leaving out the lease of %v: it overlaps that of %v, and both begin with one address", p.leases[i], p.leases[holder]), false
+		return &Fault{Lease: p.leases[i], Reason: fmt.Errorf("it overlaps that of %v, and both begin with one address", p.leases[holder])}, false
 	}
 	holder, ok := holders[k.mac]
 	if ok && p.paths[holder].FDB.Dst != p.paths[i].FDB.Dst {
-		return fmt.Errorf("leaving out the lease of %v: its VtepMAC %v is also that of %v; if both hosts are there, delete the device %s on one of them and restart flanneld there",
-			p.leases[i], k.mac, p.leases[holder], p.paths[i].Route.Dev), false
+		return &Fault{Lease: p.leases[i], Reason: fmt.Errorf("its VtepMAC %v is also that of %v; if both hosts are there, delete the device %s on one of them and restart flanneld there",
+			k.mac, p.leases[holder], p.paths[i].Route.Dev)}, false
 	}
 	return nil, ok && holder != i
 }

@@ -9,6 +9,24 @@ import (
 	"flanneld/subnet"
 )
 
+// Fault is why a lease has no path to its host.
+type Fault struct {
+	Lease  *subnet.Lease
+	Reason error
+	// General says that the reason is not of this lease but of this host, and so
+	// the same for many; Error does without the lease then.
+	General bool
+}
+
+func (f *Fault) Error() string {
+	if f.General {
+		return f.Reason.Error()
+	}
+	return fmt.Sprintf("leaving out the lease of %v: %v", f.Lease, f.Reason)
+}
+
+func (f *Fault) Unwrap() error { return f.Reason }
+
 // Filter picks from all leases those of hosts that this one can exchange traffic
 // with through a backend, its own not among them.
 type Filter struct {
@@ -20,10 +38,10 @@ type Filter struct {
 }
 
 // Peer reports whether a lease is of such a host. The error says why not, if an
-// operator should know.
+// operator should know, and is a *Fault.
 func (f Filter) Peer(l *subnet.Lease) (bool, error) {
 	leaveOut := func(format string, args ...any) (bool, error) {
-		return false, fmt.Errorf("leaving out the lease of %v: "+format, append([]any{l}, args...)...)
+		return false, &Fault{Lease: l, Reason: fmt.Errorf(format, args...)}
 	}
 	switch {
 	case l.Subnet == f.Own:

@@ -171,6 +171,9 @@ func (n node) acquire(ctx context.Context, last subnet.Remembered) (c config, b 
 		if b, err = c.Open(backend.Host{Interface: n.iface, PublicIP: n.publicIP, Network: c.Network}); err != nil {
 			return c, b, own, seen, err
 		}
+		if err = b.Check(); err != nil {
+			return c, b, own, seen, err
+		}
 		n.Notify("STATUS=Waiting for a subnet")
 		attrs := subnet.Attrs{PublicIP: n.publicIP, BackendType: c.BackendType, BackendData: b.Data()}
 		trying, stop := context.WithCancel(ctx)

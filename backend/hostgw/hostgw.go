@@ -1,6 +1,6 @@
 // Package hostgw is the backend that sends packets as they are: each peer is
 // the gateway to its own subnet. It needs all hosts on one L2 segment, and
-// costs nothing. newPlan is all there is to it.
+// costs nothing. Plan is all there is to it.
 package hostgw
 
 import (
@@ -35,24 +35,29 @@ type hostgw struct{ host backend.Host }
 
 func (b hostgw) Data() json.RawMessage { return nil }
 
+// Check is nil always: any kernel can do this.
+func (b hostgw) Check() error { return nil }
+
 func (b hostgw) MTU() int { return b.host.Interface.MTU }
 
 func (b hostgw) Run(ctx context.Context, own subnet.Lease, leases <-chan []*subnet.Lease, synced func([]error)) error {
-	return kernel.Run(ctx, backend.Owner, leases, newPlan(b.host, own.Subnet), synced)
+	return kernel.Run(ctx, backend.Owner, leases, b.Plan(own.Subnet), synced)
 }
 
-// newPlan returns a plan that gives each peer on the link a route through it.
-func newPlan(host backend.Host, own netip.Prefix) kernel.Plan[[]*subnet.Lease] {
+// Plan implements backend.Backend: each peer on the link gets a route through it.
+func (b hostgw) Plan(own netip.Prefix) kernel.Plan[[]*subnet.Lease] {
+	host := b.host
 	paths := backend.Paths{
 		Filter: backend.Filter{Host: host, Type: Type, Own: own},
 		To: func(peer *subnet.Lease, view kernel.Host) (backend.Path, error) {
 			if !view.Linked(host.Interface.Name) {
 				// Not of each peer: it is the same for all, and may come and go.
-				return backend.Path{}, fmt.Errorf("no peer can be reached: nothing is on the link of %s, which may be down", host.Interface.Name)
+				return backend.Path{}, &backend.Fault{Lease: peer, General: true,
+					Reason: fmt.Errorf("no peer can be reached: nothing is on the link of %s, which may be down", host.Interface.Name)}
 			}
 			if !view.OnLink(peer.PublicIP, host.Interface.Name) {
-				return backend.Path{}, fmt.Errorf("the peer %v cannot be reached: its address is not on the link of %s, which host-gw needs; vxlan with DirectRouting does without",
-					peer, host.Interface.Name)
+				return backend.Path{}, fmt.Errorf("it cannot be reached: its address is not on the link of %s, which host-gw needs; vxlan with DirectRouting does without",
+					host.Interface.Name)
 			}
 			return backend.Path{Route: &kernel.Route{Dst: peer.Subnet, Via: peer.PublicIP, Dev: host.Interface.Name}}, nil
 		},

@@ -38,7 +38,7 @@ func TestPlan(t *testing.T) {
 	)
 	elsewhere := lease("10.1.5.0/24", "192.0.2.5")
 	elsewhere.BackendType = "vxlan"
-	state, errs := newPlan(host, netip.MustParsePrefix("10.1.1.0/24"))([]*subnet.Lease{
+	state, errs := hostgw{host}.Plan(netip.MustParsePrefix("10.1.1.0/24"))([]*subnet.Lease{
 		lease("10.1.1.0/24", "192.0.2.1"),
 		lease("10.1.2.0/24", "192.0.2.2"),
 		lease("10.1.3.0/24", "203.0.113.3"),
@@ -57,10 +57,10 @@ route 10.1.7.0/24 via 192.0.2.6 dev eth0
 `, state.String()); d != "" {
 		t.Errorf("state (-want +got):\n%s", d)
 	}
-	const reason = ") cannot be reached: its address is not on the link of eth0, which host-gw needs; vxlan with DirectRouting does without"
+	const reason = "): it cannot be reached: its address is not on the link of eth0, which host-gw needs; vxlan with DirectRouting does without"
 	if d := cmp.Diff([]string{
-		"the peer 10.1.3.0/24 (held by 203.0.113.3" + reason,
-		"the peer 10.1.4.0/24 (held by 198.51.100.4" + reason,
+		"leaving out the lease of 10.1.3.0/24 (held by 203.0.113.3" + reason,
+		"leaving out the lease of 10.1.4.0/24 (held by 198.51.100.4" + reason,
 		"leaving out the lease of 10.1.5.0/24 (held by 192.0.2.5): its backend is vxlan, this host's is host-gw",
 	}, faults); d != "" {
 		t.Errorf("faults (-want +got):\n%s", d)
@@ -68,7 +68,7 @@ route 10.1.7.0/24 via 192.0.2.6 dev eth0
 }
 
 func TestPlanOfNothing(t *testing.T) {
-	if state, faults := newPlan(host, netip.MustParsePrefix("10.1.1.0/24"))(nil, kernel.Host{}); state.String() != "" || faults != nil {
+	if state, faults := (hostgw{host}).Plan(netip.MustParsePrefix("10.1.1.0/24"))(nil, kernel.Host{}); state.String() != "" || faults != nil {
 		t.Errorf("%v, %v", state, faults)
 	}
 }

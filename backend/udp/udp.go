@@ -51,9 +51,7 @@ func Parse(fields *jsonfields.Object) (backend.Open, error) {
 	if err != nil {
 		return nil, err
 	}
-	return func(host backend.Host) (backend.Backend, error) {
-		return open(host, uint16(port))
-	}, nil
+	return func(host backend.Host) (backend.Backend, error) { return open(host, uint16(port)), nil }, nil
 }
 
 // Backend is the udp backend on one host.
@@ -65,20 +63,22 @@ type Backend struct {
 	counters
 }
 
-// open finds out whether the backend can work here, so that it fails before
-// the host has a lease. It keeps nothing open: Run does that.
-func open(host backend.Host, port uint16) (*Backend, error) {
+func open(host backend.Host, port uint16) *Backend {
 	b := &Backend{host: host, port: port}
 	b.table.Store(&table{})
+	return b
+}
+
+// Check implements backend.Backend. It keeps nothing open: Run does that.
+func (b *Backend) Check() error {
 	if err := checkTUN(); err != nil {
-		return nil, err
+		return err
 	}
 	s, err := openSocket(b.local())
 	if err != nil {
-		return nil, err
+		return err
 	}
-	s.close()
-	return b, nil
+	return s.close()
 }
 
 // local is where the socket is bound: to the interface's own address, so that
@@ -112,9 +112,7 @@ func (b *Backend) Run(ctx context.Context, own subnet.Lease, leases <-chan []*su
 	var sayStuck sync.Once
 	g.Go(func() error { return b.follow(ctx, own, leases, inputs) })
 	g.Go(func() error {
-		return kernel.Run(ctx, backend.Owner, inputs, func(leases []*subnet.Lease, _ kernel.Host) (kernel.State, []error) {
-			return plan(b.host, b.MTU(), own.Subnet, leases)
-		}, func(failed []error) {
+		return kernel.Run(ctx, backend.Owner, inputs, b.Plan(own.Subnet), func(failed []error) {
 			if p := b.path.Load(); p != nil && p.workers.stuck() {
 				sayStuck.Do(func() {
 					klog.Errorf("udp: packets are not carried: a worker has been at one batch for over %v", stuckAfter)
@@ -128,15 +126,21 @@ func (b *Backend) Run(ctx context.Context, own subnet.Lease, leases <-chan []*su
 	return g.Wait()
 }
 
-// plan is what ought to be in the kernel: all of the network is routed to the
-// daemon, whatever hosts there are. The faults are of leases it cannot use.
-func plan(host backend.Host, mtu int, own netip.Prefix, leases []*subnet.Lease) (want kernel.State, faults []error) {
-	_, faults = backend.Filter{Host: host, Type: Type, Own: own}.Peers(leases)
-	return kernel.State{
-		Device: &kernel.Device{Name: backend.TUNName, MTU: mtu, Addr: own.Addr()},
-		Local:  []netip.Prefix{own},
-		Routes: []*kernel.Route{{Dst: host.Network, Dev: backend.TUNName}},
-	}, faults
+// Plan implements backend.Backend: all of the network is routed to the daemon,
+// whatever hosts there are.
+func (b *Backend) Plan(own netip.Prefix) kernel.Plan[[]*subnet.Lease] {
+	return func(leases []*subnet.Lease, _ kernel.Host) (want kernel.State, faults []error) {
+		_, faults = b.filter(own).Peers(leases)
+		return kernel.State{
+			Device: &kernel.Device{Name: backend.TUNName, MTU: b.MTU(), Addr: own.Addr()},
+			Local:  []netip.Prefix{own},
+			Routes: []*kernel.Route{{Dst: b.host.Network, Dev: backend.TUNName}},
+		}, faults
+	}
+}
+
+func (b *Backend) filter(own netip.Prefix) backend.Filter {
+	return backend.Filter{Host: b.host, Type: Type, Own: own}
 }
 
 // follow puts each set of leases into the packet path's table, and then hands
@@ -149,7 +153,7 @@ func (b *Backend) follow(ctx context.Context, own subnet.Lease, leases <-chan []
 		case <-ctx.Done():
 			return nil
 		case set := <-leases:
-			peers, _ := backend.Filter{Host: b.host, Type: Type, Own: own.Subnet}.Peers(set) // plan reports the faults
+			peers, _ := b.filter(own.Subnet).Peers(set) // Plan reports the faults
 			b.table.Store(newTable(peers))
 			latest, out = set, inputs
 		case out <- latest:

@@ -11,6 +11,7 @@ import (
 	"flanneld/backend"
 	"flanneld/pkg/extif"
 	"flanneld/pkg/jsonfields"
+	"flanneld/pkg/kernel"
 	"flanneld/subnet"
 )
 
@@ -64,11 +65,11 @@ func TestPlan(t *testing.T) {
 	b := &Backend{host: testHost("192.0.2.1"), port: defaultPort}
 	want := "link flannel0 mtu 1472 addr 10.1.74.0/32\nroute 10.1.0.0/16 dev flannel0\n"
 
-	state, faults := plan(b.host, b.MTU(), own.Subnet, []*subnet.Lease{
+	state, faults := b.Plan(own.Subnet)([]*subnet.Lease{
 		own,
 		lease("10.1.75.0/24", "192.0.2.2", "udp"),
 		lease("10.1.76.0/24", "192.0.2.3", "vxlan"),
-	})
+	}, kernel.Host{})
 	if diff := cmp.Diff(want, state.String()); diff != "" {
 		t.Errorf("state (-want +got):\n%s", diff)
 	}

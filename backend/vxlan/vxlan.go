@@ -2,7 +2,7 @@
 // kernel does all the work; the backend tells it, for each peer, where the
 // peer's subnet is found: a route, a neighbour entry for the route's gateway,
 // and an FDB entry for the neighbour's MAC. With DirectRouting, peers on the
-// same L2 segment get a plain route instead. Start reading at newPlan.
+// same L2 segment get a plain route instead. Start reading at Plan.
 package vxlan
 
 import (
@@ -89,6 +89,10 @@ func (b *vxlan) Data() json.RawMessage {
 	return data
 }
 
+// Check is nil always: that the kernel has no VXLAN shows when the device is made,
+// with the reason, and until then it may be loaded.
+func (b *vxlan) Check() error { return nil }
+
 func (b *vxlan) MTU() int {
 	if b.mtu != 0 {
 		return b.mtu - overhead
@@ -97,11 +101,11 @@ func (b *vxlan) MTU() int {
 }
 
 func (b *vxlan) Run(ctx context.Context, own subnet.Lease, leases <-chan []*subnet.Lease, synced func([]error)) error {
-	return kernel.Run(ctx, backend.Owner, leases, b.newPlan(own.Subnet), synced)
+	return kernel.Run(ctx, backend.Owner, leases, b.Plan(own.Subnet), synced)
 }
 
-// newPlan returns a plan of what the kernel ought to have for a set of leases.
-func (b *vxlan) newPlan(own netip.Prefix) kernel.Plan[[]*subnet.Lease] {
+// Plan implements backend.Backend.
+func (b *vxlan) Plan(own netip.Prefix) kernel.Plan[[]*subnet.Lease] {
 	paths := backend.Paths{Filter: backend.Filter{Host: b.host, Type: Type, Own: own}, To: b.path}
 	frame := kernel.State{
 		Local: []netip.Prefix{own},
@@ -132,7 +136,7 @@ func (b *vxlan) path(peer *subnet.Lease, view kernel.Host) (backend.Path, error)
 		err = fmt.Errorf("its VtepMAC %v is also this host's own; if both hosts are there, delete the device %s on one of them and restart flanneld there", mac, b.device())
 	}
 	if err != nil {
-		return backend.Path{}, fmt.Errorf("leaving out the lease of %v: %w", peer, err)
+		return backend.Path{}, err
 	}
 	gateway := peer.Subnet.Addr()
 	return backend.Path{

@@ -152,7 +152,7 @@ fdb 02:00:00:00:00:02 dst 192.0.2.5
 				t.Fatal(err)
 			}
 			b := &vxlan{config: c, host: host, mac: ownMAC}
-			state, errs := b.newPlan(own.Subnet)(test.leases, test.view)
+			state, errs := b.Plan(own.Subnet)(test.leases, test.view)
 			if d := cmp.Diff(test.state, state.String()); d != "" {
 				t.Errorf("state (-want +got):\n%s", d)
 			}

@@ -88,7 +88,7 @@ func TestHostGatewayElsewhere(t *testing.T) {
 	h3, _ := join(c, b, 3)
 	_, c2 := join(c, a, 2)
 	reach(t, c1, c2, c2.Addr(), c1.Addr(), 1500)
-	said := fmt.Sprintf("The peer 10.1.3.0/24 (held by %v) cannot be reached", h3.Addr())
+	said := fmt.Sprintf("Leaving out the lease of 10.1.3.0/24 (held by %v): it cannot be reached", h3.Addr())
 	c.Must(h1.Daemon.WaitLog(regexpQuote(said), within))
 	if n := strings.Count(h1.Daemon.Log(), said); n != 1 {
 		t.Errorf("%q is in the log %d times", said, n)
