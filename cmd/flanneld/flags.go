@@ -26,6 +26,8 @@ type options struct {
 	etcd    etcdv2.Options
 	node    network.Options
 	version bool
+	// etcdGiven says that somebody has said where etcd is.
+	etcdGiven bool
 }
 
 // envPrefix precedes a flag's name, in capitals and with underscores, in the
@@ -38,10 +40,10 @@ type list []string
 func (l *list) String() string     { return strings.Join(*l, ",") }
 func (l *list) Set(s string) error { *l = append(*l, s); return nil }
 
-// parseFlags reads the command line and, for flags not on it, the environment.
-// Its errors are one line about what is wrong; flag.ErrHelp means that help was
+// parseFlags reads the command line of a command and, for flags not on it, the
+// environment. Its errors are one line about what is wrong; flag.ErrHelp means that help was
 // asked for and has been written to help.
-func parseFlags(args []string, getenv func(string) string, help io.Writer) (options, error) {
+func parseFlags(c command, args []string, getenv func(string) string, help io.Writer) (options, error) {
 	var (
 		o                      options
 		ifaces, regexes        list
@@ -69,11 +71,13 @@ func parseFlags(args []string, getenv func(string) string, help io.Writer) (opti
 	fs.BoolVar(&o.node.ForwardRules, "iptables-forward-rules", true, "accept the network's traffic in the FORWARD chain")
 	fs.StringVar(&healthIP, "healthz-ip", "0.0.0.0", "the `IP` that /healthz is served on")
 	fs.IntVar(&health, "healthz-port", 0, "the `port` that /healthz is served on; 0 turns it off")
-	fs.BoolVar(&o.version, "version", false, "print the version and exit")
 	klog.InitFlags(fs)
+	own := flag.NewFlagSet("", flag.ContinueOnError)
+	c.flags(own, &o)
+	own.VisitAll(func(f *flag.Flag) { fs.Var(f.Value, f.Name, f.Usage) })
 
 	if err := parseAll(fs, args); errors.Is(err, flag.ErrHelp) {
-		usage(fs, help)
+		usage(c, fs, own, help)
 		return options{}, err
 	} else if err != nil {
 		return options{}, err
@@ -83,13 +87,17 @@ func parseFlags(args []string, getenv func(string) string, help io.Writer) (opti
 	}
 	given := map[string]bool{}
 	fs.Visit(func(f *flag.Flag) { given[f.Name] = true })
-	if err := fromEnvironment(fs, given, getenv); err != nil {
+	verbosity := fs.Lookup("v").Value.String()
+	if err := fromEnvironment(fs, own, given, getenv); err != nil {
 		return options{}, err
 	}
+	o.etcdGiven = given["etcd-endpoints"]
 	if err := misplaced(fs); err != nil {
 		return options{}, err
 	}
-	if err := logToFiles(fs, given); err != nil {
+	if c.name != "" {
+		quiet(verbosity)
+	} else if err := logToFiles(fs, given); err != nil {
 		return options{}, err
 	}
 
@@ -147,12 +155,12 @@ func parseAll(fs *flag.FlagSet, all []string) error {
 }
 
 // fromEnvironment sets the flags that are in the environment and not given on
-// the command line.
-func fromEnvironment(fs *flag.FlagSet, given map[string]bool, getenv func(string) string) (err error) {
+// the command line, but for the command's own.
+func fromEnvironment(fs, own *flag.FlagSet, given map[string]bool, getenv func(string) string) (err error) {
 	fs.VisitAll(func(f *flag.Flag) {
 		name := envPrefix + strings.ToUpper(strings.ReplaceAll(f.Name, "-", "_"))
 		value := getenv(name)
-		if err != nil || value == "" || given[f.Name] || f.Name == "version" { // that is a question, not a setting
+		if err != nil || value == "" || given[f.Name] || own.Lookup(f.Name) != nil {
 			return
 		}
 		serr := fs.Set(f.Name, value)
@@ -286,10 +294,8 @@ func notEmpty(name, s string) error {
 	return nil
 }
 
-// usage lists all flags, our own first.
-func usage(fs *flag.FlagSet, w io.Writer) {
-	fmt.Fprintln(w, "flanneld gives this host a subnet of the cluster's network and carries its containers' traffic to the others.")
-	fmt.Fprintln(w, "\nFlags (each also as "+envPrefix+"<NAME> in the environment, e.g. "+envPrefix+"ETCD_ENDPOINTS):")
+// usage lists all flags, those of the command first.
+func usage(c command, fs, own *flag.FlagSet, w io.Writer) {
 	klogs := flag.NewFlagSet("", flag.ContinueOnError)
 	klog.InitFlags(klogs)
 	line := func(f *flag.Flag) {
@@ -302,8 +308,20 @@ func usage(fs *flag.FlagSet, w io.Writer) {
 		}
 		fmt.Fprintf(w, "  --%s%s\n        %s\n", f.Name, arg, text)
 	}
+	if c.name == "" {
+		listCommands(w)
+	} else {
+		fmt.Fprintf(w, "flanneld %s %s\n", c.name, c.about)
+	}
+	shared := "Flags"
+	if c.name != "" {
+		shared = "Flags of the daemon, to be given as there"
+		fmt.Fprintln(w, "\nFlags:")
+		own.VisitAll(line)
+	}
+	fmt.Fprintln(w, "\n"+shared+" (each also as "+envPrefix+"<NAME> in the environment, e.g. "+envPrefix+"ETCD_ENDPOINTS):")
 	fs.VisitAll(func(f *flag.Flag) {
-		if klogs.Lookup(f.Name) == nil {
+		if klogs.Lookup(f.Name) == nil && (c.name == "" || own.Lookup(f.Name) == nil) {
 			line(f)
 		}
 	})

@@ -17,7 +17,7 @@ import (
 )
 
 func parse(env map[string]string, args ...string) (options, error) {
-	return parseFlags(args, func(name string) string { return env[name] }, io.Discard)
+	return parseFlags(daemon, args, func(name string) string { return env[name] }, io.Discard)
 }
 
 func TestDefaults(t *testing.T) {
@@ -87,7 +87,7 @@ func TestEnvironment(t *testing.T) {
 func TestBadUsage(t *testing.T) {
 	for line, want := range map[string]string{
 		"--nonsense":                     "flag provided but not defined: -nonsense",
-		"leases":                         `"leases" is not a flag: all arguments are flags, see --help`,
+		"lease":                          `"lease" is neither a flag nor a command, see --help`,
 		"--etcd-endpoints=10.0.0.1:2379": `--etcd-endpoints: "10.0.0.1:2379" is not a URL like http://10.0.0.1:2379`,
 		"--etcd-endpoints=":              "--etcd-endpoints: no endpoint is given",
 		"--etcd-prefix=/":                "--etcd-prefix: must not be empty",
@@ -128,7 +128,7 @@ func TestBadUsage(t *testing.T) {
 // the password is not shown; and as much of the rest as there can be is.
 func TestBadUsageKeepsPassword(t *testing.T) {
 	const hidden = "an argument cannot be read; it is not shown, as it may hold the password: see the quotes and blanks around --etcd-password"
-	const stray = "there is an argument that is not a flag: all arguments are flags, see --help; it is not shown, as it may hold the password: see the quotes"
+	const stray = "there is an argument that is neither a flag nor a command, see --help; it is not shown, as it may hold the password: see the quotes"
 	defer klog.CaptureState().Restore()
 	inEnvironment := map[string]string{"FLANNELD_IP_MASQ": "true -etcd-password=open-sesame"}
 	for _, test := range []struct {
@@ -142,7 +142,7 @@ func TestBadUsageKeepsPassword(t *testing.T) {
 		{nil, []string{`"--etcd-password=open-sesame"`}, stray},
 		{nil, []string{"“--etcd-password=open-sesame”"}, stray},
 		{nil, []string{"etcd-password=open-sesame"}, stray},
-		{nil, []string{`"--etcd-pass=open-sesame"`}, `"\"--etcd-pass" is not a flag: `},
+		{nil, []string{`"--etcd-pass=open-sesame"`}, `"\"--etcd-pass" is neither a flag nor a command`},
 		{nil, []string{"-etcd-password open-sesame"}, "flag provided but not defined: -etcd-password"},
 		{nil, []string{"-etcd-pasword open-sesame"}, "flag provided but not defined: -etcd-pasword"},
 		{nil, []string{"-etcd-pass open-sesame"}, "flag provided but not defined: -etcd-pass"},

@@ -17,7 +17,7 @@ import (
 	"strings"
 	"syscall"
 
-	"github.com/coreos/go-systemd/v22/daemon"
+	sd "github.com/coreos/go-systemd/v22/daemon"
 	"k8s.io/klog/v2"
 
 	"flanneld/network"
@@ -47,7 +47,11 @@ func main() {
 }
 
 func run(args []string, getenv func(string) string, stdout, stderr io.Writer) int {
-	o, err := parseFlags(args, getenv, stdout)
+	c, args, helped := choose(args)
+	if helped {
+		args = append([]string{"--help"}, args...)
+	}
+	o, err := parseFlags(c, args, getenv, stdout)
 	// Not for the programs that are called. The second is the variable of unit files
 	// that the command line is made of, which has been read.
 	os.Unsetenv(envPrefix + "ETCD_PASSWORD")
@@ -56,18 +60,22 @@ func run(args []string, getenv func(string) string, stdout, stderr io.Writer) in
 	case errors.Is(err, flag.ErrHelp):
 		return exitOK
 	case err != nil:
-		fmt.Fprintf(stderr, "flanneld: %s\n", strings.Join(strings.Fields(err.Error()), " ")) // one line, whatever is quoted in it
+		fmt.Fprintf(stderr, "%s: %s\n", strings.TrimSpace("flanneld "+c.name), oneLine(err))
 		return exitUsage
-	case o.version:
+	}
+	// supervisord's stopsignal is often QUIT; it is to end as cleanly.
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT)
+	defer stop()
+	return c.run(ctx, o, stdout, stderr)
+}
+
+// runDaemon is flanneld without a command.
+func runDaemon(ctx context.Context, o options, stdout, _ io.Writer) int {
+	if o.version {
 		fmt.Fprintf(stdout, "flanneld %s\n", version)
 		return exitOK
 	}
 	defer klog.Flush()
-
-	// supervisord's stopsignal is often QUIT; it is to end as cleanly.
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT)
-	defer stop()
-
 	klog.Infof("flanneld %s starts", version)
 	store, err := etcdv2.New(o.etcd)
 	if err != nil {
@@ -75,7 +83,7 @@ func run(args []string, getenv func(string) string, stdout, stderr io.Writer) in
 		return exitFailure
 	}
 	o.node.Notify = notify
-	if o.node.Watchdog, err = daemon.SdWatchdogEnabled(false); err != nil {
+	if o.node.Watchdog, err = sd.SdWatchdogEnabled(false); err != nil {
 		klog.Warningf("Going on without systemd's watchdog, whose environment is broken: %v", err)
 	}
 	err = network.Run(ctx, store, o.node)
@@ -90,7 +98,7 @@ func run(args []string, getenv func(string) string, stdout, stderr io.Writer) in
 
 // notify tells systemd, if it is there.
 func notify(state string) {
-	if _, err := daemon.SdNotify(false, state); err != nil {
+	if _, err := sd.SdNotify(false, state); err != nil {
 		klog.Warningf("Telling systemd %q: %v", state, err)
 	}
 }

@@ -53,9 +53,9 @@ func showable(fs *flag.FlagSet, args []string, err error) error {
 // stray is the error about an argument that is no flag.
 func stray(args []string, arg string) error {
 	if slices.ContainsFunc(args, aPassword.MatchString) {
-		return errors.New("there is an argument that is not a flag: all arguments are flags, see --help; it is not shown, as it may hold the password: " + seePassword)
+		return errors.New("there is an argument that is neither a flag nor a command, see --help; it is not shown, as it may hold the password: " + seePassword)
 	}
-	return fmt.Errorf("%q is not a flag: all arguments are flags, see --help", upToValue(arg))
+	return fmt.Errorf("%q is neither a flag nor a command, see --help", upToValue(arg))
 }
 
 // misplaced is an error if the password is in the value of another flag, which
