@@ -43,6 +43,7 @@ type Patient struct {
 	out      bool                // there is an outage
 	answered bool                // what had failed has been answered since
 	since    time.Time           // when it began
+	why      error               // of the last try that failed
 	said     time.Time           // when it was last mentioned
 	over     time.Time           // when the last one ended, unless another was mentioned since
 	left     time.Time           // when the last call that waited was given up
@@ -66,6 +67,20 @@ func (p *Patient) Asking() bool {
 	}
 	return len(p.asking) > 0
 }
+
+// Away says since when calls wait for the store, and why the last of them failed.
+// It is nil where none waits.
+func (p *Patient) Away() (since time.Time, why error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if !p.out {
+		return time.Time{}, nil
+	}
+	return p.since, p.why
+}
+
+// Members is Store's, and no more patient.
+func (p *Patient) Members(ctx context.Context) []Member { return p.store.Members(ctx) }
 
 // Config is Store's.
 func (p *Patient) Config(ctx context.Context) (value string, revision uint64, err error) {
@@ -193,6 +208,7 @@ func (p *Patient) waits(err error, first bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	now := time.Now()
+	p.why = err
 	if first {
 		p.waiting++
 	}

@@ -63,6 +63,18 @@ type Watcher interface {
 	Next() ([]Event, error)
 }
 
+// Member is one of the servers that a Store is made of, as this host sees it.
+type Member struct {
+	// Endpoint is where it was asked, as a URL.
+	Endpoint string
+	// InUse says that it is the one that has last answered this host.
+	InUse bool
+	// Took is how long it took to answer, or to find out that it does not, and Err
+	// why that is; nil for one that answers and is part of its cluster.
+	Took time.Duration
+	Err  error
+}
+
 // Store is the shared store, holding one network config and the leases under
 // one prefix. Each write that claims a subnet is atomic in the store itself, so
 // that of two hosts that race one wins and the other gets ErrConflict.
@@ -92,4 +104,8 @@ type Store interface {
 	// Delete removes an entry that still has old's revision and value, with the
 	// errors of Update.
 	Delete(ctx context.Context, old Entry) error
+
+	// Members asks each of the store's servers, in the order they were given,
+	// whether it can be used. It returns when all have answered or ctx has ended.
+	Members(ctx context.Context) []Member
 }

@@ -243,3 +243,5 @@ func (w *wireWatcher) Next() ([]subnet.Event, error) {
 	}
 	return events, nil
 }
+
+func (w *wire) Members(ctx context.Context) []subnet.Member { return w.w.store.Members(ctx) }

@@ -17,8 +17,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"net/url"
 	"path"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -52,7 +54,10 @@ type Store struct {
 	// single have one endpoint each, by its root. A watch is to end with the
 	// member it is on, and not to go on where another history may be told.
 	single map[string]client.KeysAPI
+	roots  []string // of the members, each once, in the order given
 	prefix string
+	// authorize adds what tells etcd who asks.
+	authorize func(*http.Request)
 	// username is the one that requests are made with, empty for none.
 	username string
 	listed   atomic.Int64 // leases in the latest list
@@ -74,6 +79,11 @@ func New(o Options) (*Store, error) {
 		return client.NewKeysAPI(c), nil
 	}
 	s := &Store{members: m, prefix: prefix, username: o.Username, single: map[string]client.KeysAPI{}}
+	s.authorize = func(req *http.Request) {
+		if o.Username != "" {
+			req.SetBasicAuth(o.Username, o.Password)
+		}
+	}
 	var plain []string
 	for _, e := range o.Endpoints {
 		u, err := url.Parse(e)
@@ -82,6 +92,9 @@ func New(o Options) (*Store, error) {
 		}
 		if s.single[rootOf(u)], err = keys(e); err != nil {
 			return nil, err
+		}
+		if !slices.Contains(s.roots, rootOf(u)) {
+			s.roots = append(s.roots, rootOf(u))
 		}
 		if u.Scheme == "http" {
 			plain = append(plain, rootOf(u))

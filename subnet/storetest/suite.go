@@ -39,6 +39,24 @@ func Run(t *testing.T, make func(t *testing.T) (subnet.Store, Operator)) {
 		}
 	}
 
+	t.Run("members", func(t *testing.T) {
+		s, _ := make(t)
+		_, _, err := s.Config(ctx)
+		is(t, "config of an empty store", err, subnet.ErrNotFound)
+		inUse := 0
+		for _, m := range s.Members(ctx) {
+			if m.Endpoint == "" || m.Err != nil {
+				t.Errorf("%+v", m)
+			}
+			if m.InUse {
+				inUse++
+			}
+		}
+		if inUse != 1 {
+			t.Errorf("%d members are the one that has answered last", inUse)
+		}
+	})
+
 	t.Run("config", func(t *testing.T) {
 		s, op := make(t)
 		_, rev, err := s.Config(ctx)
