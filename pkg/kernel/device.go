@@ -106,43 +106,61 @@ func because(err error, format string, args ...any) error {
 	return fmt.Errorf(format+": %w", append(args, err)...)
 }
 
+// setting is something of a device that can be changed and is not as it ought to
+// be.
+type setting struct {
+	name string
+	// is says what is wrong with it.
+	is  string
+	set func() error
+}
+
 // configure sets what can be changed on a device and reports whether anything
 // had to be.
 func (t *table) configure(d *Device, l netlink.Link) (changed bool, err error) {
-	set := func(what string, f func() error) {
-		if err == nil {
-			changed = true
-			err = because(f(), "setting the %s of the device %s", what, d.Name)
+	wrong, err := t.wrongSettings(d, l)
+	for _, w := range wrong {
+		if err := w.set(); err != nil {
+			return true, fmt.Errorf("setting the %s of the device %s: %w", w.name, d.Name, err)
 		}
+	}
+	return len(wrong) > 0, err
+}
+
+// wrongSettings compares what can be changed on a device. With an error it is as
+// far as it got.
+func (t *table) wrongSettings(d *Device, l netlink.Link) (wrong []setting, err error) {
+	add := func(name string, set func() error, is string, args ...any) {
+		wrong = append(wrong, setting{name, fmt.Sprintf(is, args...), set})
 	}
 	a := l.Attrs()
 	if d.VXLAN != nil && macOf(a.HardwareAddr) != d.VXLAN.MAC {
-		set("MAC", func() error { return t.handle.LinkSetHardwareAddr(l, d.VXLAN.MAC[:]) })
+		add("MAC", func() error { return t.handle.LinkSetHardwareAddr(l, d.VXLAN.MAC[:]) }, "its MAC is %v and not %v", a.HardwareAddr, d.VXLAN.MAC)
 	}
 	if a.MTU != d.MTU {
-		set("MTU", func() error { return t.handle.LinkSetMTU(l, d.MTU) })
+		add("MTU", func() error { return t.handle.LinkSetMTU(l, d.MTU) }, "its MTU is %d and not %d", a.MTU, d.MTU)
 	}
-	addrs, torn, lerr := nldump.Whole(func() ([]netlink.Addr, error) { return t.handle.AddrList(l, netlink.FAMILY_V4) })
+	addrs, torn, err := nldump.Whole(func() ([]netlink.Addr, error) { return t.handle.AddrList(l, netlink.FAMILY_V4) })
 	t.torn = t.torn || torn
-	if lerr != nil {
-		return changed, fmt.Errorf("reading the addresses of the device %s: %w", d.Name, lerr)
+	if err != nil {
+		return wrong, fmt.Errorf("reading the addresses of the device %s: %w", d.Name, err)
 	}
 	want := &net.IPNet{IP: d.Addr.AsSlice(), Mask: net.CIDRMask(32, 32)}
 	// Peer is nil where the kernel names the address itself as the peer.
 	right := func(a netlink.Addr) bool { return a.IPNet.String() == want.String() && a.Peer == nil }
 	if !slices.ContainsFunc(addrs, right) {
-		set("address", func() error { return t.handle.AddrReplace(l, &netlink.Addr{IPNet: want}) })
+		add("address", func() error { return t.handle.AddrReplace(l, &netlink.Addr{IPNet: want}) }, "it does not have the address %v", want)
 	}
 	for _, addr := range addrs { // after the new one is there: without any, routes would go
 		if !right(addr) {
-			set("address", func() error { return t.handle.AddrDel(l, &addr) })
+			add("address", func() error { return t.handle.AddrDel(l, &addr) }, "it has the address %v", addr.IPNet)
 		}
 	}
 	if a.MasterIndex != 0 { // it would get frames, not packets
-		set("independence", func() error { return t.handle.LinkSetNoMaster(l) })
+		add("independence", func() error { return t.handle.LinkSetNoMaster(l) }, "it is part of another device, such as a bridge")
 	}
 	if a.Flags&net.FlagUp == 0 {
-		set("state", func() error { return t.handle.LinkSetUp(l) })
+		add("state", func() error { return t.handle.LinkSetUp(l) }, "it is down")
 	}
-	return changed, err
+	return wrong, nil
 }
