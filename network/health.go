@@ -1,26 +1,24 @@
 package network
 
 import (
-	"context"
+	"encoding/json"
 	"fmt"
 	"maps"
-	"net"
 	"net/http"
-	"net/netip"
 	"slices"
+	"strings"
 	"sync"
-	"time"
-
-	"golang.org/x/sync/errgroup"
 )
 
 // health knows whether this host's network works.
 type health struct {
 	mu       sync.Mutex
 	isReady  bool
+	waiting  string              // for what, until it is ready
 	problems map[string][]string // by part of the node
 	notes    map[string]string   // by part
 	checks   []func() error
+	remarks  []func() string
 }
 
 func newHealth() *health { return &health{problems: map[string][]string{}, notes: map[string]string{}} }
@@ -52,61 +50,104 @@ func (h *health) check(f func() error) {
 	h.checks = append(h.checks, f)
 }
 
+// remark adds a note that is found out each time somebody asks, empty for none.
+func (h *health) remark(f func() string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.remarks = append(h.remarks, f)
+}
+
+// wait says what the node waits for before it is ready.
+func (h *health) wait(what string) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.waiting = what
+}
+
 func (h *health) ready() {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.isReady = true
 }
 
+// state is what is known at one moment, as /healthz says it in JSON.
+type state struct {
+	Healthy bool `json:"healthy"`
+	// Ready says that the service manager was told so.
+	Ready    bool     `json:"ready"`
+	Problems []string `json:"problems"`
+	Notes    []string `json:"notes"`
+}
+
 // report says whether all is well, and lists what is wrong or to be known.
-func (h *health) report() (well bool, lines []string) {
+func (h *health) report() state {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	s := state{Ready: h.isReady, Problems: []string{}, Notes: slices.AppendSeq([]string{}, maps.Values(h.notes))}
+	if !h.isReady {
+		s.Problems = append(s.Problems, h.notReady())
+	} else {
+		for _, p := range h.problems {
+			s.Problems = append(s.Problems, p...)
+		}
+		for _, f := range h.checks {
+			if err := f(); err != nil {
+				s.Problems = append(s.Problems, err.Error())
+			}
+		}
+	}
+	for _, f := range h.remarks {
+		if text := f(); text != "" {
+			s.Notes = append(s.Notes, text)
+		}
+	}
+	slices.Sort(s.Problems)
+	slices.Sort(s.Notes)
+	s.Healthy = len(s.Problems) == 0
+	return s
+}
+
+func (h *health) notReady() string {
+	if h.waiting == "" {
+		return "not ready yet"
+	}
+	return "not ready yet: waiting for " + h.waiting
+}
+
+// serveHealthz answers whether this host's network works.
+func (h *health) serveHealthz(w http.ResponseWriter, r *http.Request) {
+	s := h.report()
+	status := http.StatusOK
+	if !s.Healthy {
+		status = http.StatusServiceUnavailable
+	}
+	if strings.Contains(r.Header.Get("Accept"), "application/json") {
+		writeJSON(w, status, s)
+		return
+	}
+	w.WriteHeader(status)
+	if s.Healthy {
+		fmt.Fprintln(w, "ok")
+	}
+	for _, line := range slices.Concat(s.Problems, s.Notes) {
+		fmt.Fprintln(w, line)
+	}
+}
+
+// serveReadyz answers whether the service manager was told that this node is ready.
+func (h *health) serveReadyz(w http.ResponseWriter, _ *http.Request) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if !h.isReady {
-		return false, []string{"not ready yet"}
+		w.WriteHeader(http.StatusServiceUnavailable)
+		fmt.Fprintln(w, h.notReady())
+		return
 	}
-	for _, p := range h.problems {
-		lines = append(lines, p...)
-	}
-	for _, f := range h.checks {
-		if err := f(); err != nil {
-			lines = append(lines, err.Error())
-		}
-	}
-	slices.Sort(lines)
-	well = len(lines) == 0
-	if well {
-		lines = []string{"ok"}
-	}
-	return well, append(lines, slices.Sorted(maps.Values(h.notes))...)
+	fmt.Fprintln(w, "ok")
 }
 
-// serve answers /healthz in the group until ctx ends.
-func (h *health) serve(ctx context.Context, g *errgroup.Group, addr netip.AddrPort) error {
-	l, err := net.Listen("tcp", addr.String())
-	if err != nil {
-		return fmt.Errorf("serving /healthz on %v: %w", addr, err)
-	}
-	mux := http.NewServeMux()
-	mux.HandleFunc("/healthz", func(w http.ResponseWriter, _ *http.Request) {
-		well, lines := h.report()
-		if !well {
-			w.WriteHeader(http.StatusServiceUnavailable)
-		}
-		for _, l := range lines {
-			fmt.Fprintln(w, l)
-		}
-	})
-	srv := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
-	g.Go(func() error {
-		if err := srv.Serve(l); ctx.Err() == nil {
-			return fmt.Errorf("serving /healthz on %v: %w", addr, err)
-		}
-		return nil
-	})
-	g.Go(func() error {
-		<-ctx.Done()
-		return srv.Close()
-	})
-	return nil
+func writeJSON(w http.ResponseWriter, status int, v any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	_ = json.NewEncoder(w).Encode(v) // who asked may have gone
 }

@@ -11,6 +11,7 @@ import (
 
 	"flanneld/backend"
 	"flanneld/network/firewall"
+	"flanneld/network/status"
 	"flanneld/network/subnetfile"
 	"flanneld/pkg/extif"
 	"flanneld/subnet"
@@ -34,6 +35,9 @@ type Options struct {
 	FirewallResync time.Duration
 	// HealthAddr is where /healthz is served, invalid for nowhere.
 	HealthAddr netip.AddrPort
+	// Version is the daemon's, and Prefix where the store has the network, for who
+	// asks.
+	Version, Prefix string
 	// Notify tells the service manager a state in the words of sd_notify(3).
 	Notify func(state string)
 	// Watchdog is how often the service manager wants to hear, at the least, that
@@ -60,27 +64,48 @@ func Run(ctx context.Context, store subnet.Store, o Options) error {
 	}
 	klog.Infof("Using the interface %s with the address %v and MTU %d; peers are told %v", iface.Name, iface.Addr, iface.MTU, publicIP)
 
-	health := newHealth()
 	g, ctx := errgroup.WithContext(ctx)
-	if o.HealthAddr.IsValid() {
-		if err := health.serve(ctx, g, o.HealthAddr); err != nil {
-			return err
-		}
+	n := node{
+		Options: o, store: subnet.NewPatient(store, publicIP), impatient: store, iface: iface, publicIP: publicIP,
+		health: newHealth(), self: &self{}, started: time.Now(), group: g,
 	}
-	g.Go(func() error {
-		n := node{Options: o, store: subnet.NewPatient(store, publicIP), iface: iface, publicIP: publicIP, health: health, group: g}
-		return n.join(ctx)
-	})
+	n.self.node = status.Node{Interface: iface, PublicIP: publicIP, Prefix: o.Prefix}
+	n.health.remark(n.away)
+	if err := n.serve(ctx); err != nil {
+		return err
+	}
+	g.Go(func() error { return n.join(ctx) })
 	return g.Wait()
 }
 
 type node struct {
 	Options
-	store    *subnet.Patient
-	iface    extif.Interface
-	publicIP netip.Addr
-	health   *health
-	group    *errgroup.Group
+	store *subnet.Patient
+	// impatient is the store for who asks and wants an answer, or to know why there
+	// is none.
+	impatient subnet.Store
+	iface     extif.Interface
+	publicIP  netip.Addr
+	health    *health
+	self      *self
+	started   time.Time
+	group     *errgroup.Group
+}
+
+// wait tells what the node waits for before it can take part.
+func (n node) wait(what string) {
+	n.Notify("STATUS=Waiting for " + what)
+	n.health.wait(what)
+}
+
+// away is a note while the store is. That is no ill health: traffic goes on, and the
+// lease says when it matters.
+func (n node) away() string {
+	since, why := n.store.Away()
+	if why == nil {
+		return ""
+	}
+	return fmt.Sprintf("etcd: away for %v: %v", time.Since(since).Round(time.Second), why)
 }
 
 // join gets everything under way, each long-running part in the group.
@@ -97,12 +122,17 @@ func (n node) join(ctx context.Context) error {
 	memory.Keep(own)
 	klog.Infof("This host's subnet is %v; wrote %s", own.Subnet, n.SubnetFile)
 	enableForwarding()
+	n.health.wait("the data plane")
+	n.self.tell(func(s *status.Node) { s.Own = &own })
 
-	forFollower, forHolder, forBackend := newLatest[struct{}](), newLatest[[]*subnet.Lease](), newLatest[[]*subnet.Lease]()
+	forFollower, forHolder, forBackend, forLog := newLatest[struct{}](), newLatest[[]*subnet.Lease](), newLatest[[]*subnet.Lease](), newLatest[[]*subnet.Lease]()
 	n.group.Go(func() error {
 		return subnet.Follow(ctx, n.store, own, seen, forFollower.ch, func(leases, lingering []*subnet.Lease) {
 			forHolder.put(leases)
-			forBackend.put(subnet.Merge(leases, lingering))
+			all := subnet.Merge(leases, lingering)
+			forBackend.put(all)
+			forLog.put(leases)
+			n.self.tell(func(s *status.Node) { s.Leases = all })
 		})
 	})
 	watch := configWatch{inUse: config, own: own.Subnet, health: n.health}
@@ -114,12 +144,14 @@ func (n node) join(ctx context.Context) error {
 		h.Changed = func(l subnet.Lease) {
 			memory.Keep(l)
 			lease.written(l)
+			n.self.tell(func(s *status.Node) { s.Own = &l })
 			watch.renewed()
 		}
 		h.Contested = func(err error) { n.health.set("lease", list(err)) }
 		return h.Run(ctx, forHolder.ch)
 	})
 	n.group.Go(func() error { return watch.run(ctx, n.store) })
+	n.group.Go(func() error { return logPeers(ctx, own.Subnet, forLog.ch) })
 	n.group.Go(func() error { return trimMemory(ctx) })
 	n.group.Go(func() error {
 		k := firewall.Keeper{Network: config.Network, Own: own.Subnet, Before: before, Masq: n.IPMasq, Forward: n.ForwardRules, Resync: n.FirewallResync}
@@ -163,7 +195,7 @@ func (n node) watchdog(follower *latest[struct{}], holder, backend *latest[[]*su
 // that is written while all subnets are taken may have more of them.
 func (n node) acquire(ctx context.Context, last subnet.Remembered) (c config, b backend.Backend, own subnet.Lease, seen subnet.Snapshot, err error) {
 	for {
-		n.Notify("STATUS=Waiting for the network config")
+		n.wait("the network config")
 		if c, err = awaitConfig(ctx, n.store); err != nil {
 			return c, b, own, seen, err
 		}
@@ -174,7 +206,8 @@ func (n node) acquire(ctx context.Context, last subnet.Remembered) (c config, b 
 		if err = b.Check(); err != nil {
 			return c, b, own, seen, err
 		}
-		n.Notify("STATUS=Waiting for a subnet")
+		n.self.tell(func(s *status.Node) { s.Config = c.text })
+		n.wait("a subnet")
 		attrs := subnet.Attrs{PublicIP: n.publicIP, BackendType: c.BackendType, BackendData: b.Data()}
 		trying, stop := context.WithCancel(ctx)
 		other := make(chan bool, 1)

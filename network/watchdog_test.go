@@ -105,9 +105,9 @@ func TestWatchdogOfNode(t *testing.T) {
 			time.Sleep(40 * time.Second)
 			fed.Store(0)
 			time.Sleep(40 * time.Second)
-			well, lines := n.health.report()
-			if times := fed.Load(); times != 0 || well || !strings.Contains(strings.Join(lines, " "), name) {
-				t.Errorf("%s is stuck: fed %d times; health is %v, %q", name, times, well, lines)
+			report := n.health.report()
+			if times := fed.Load(); times != 0 || report.Healthy || !strings.Contains(strings.Join(report.Problems, " "), name) {
+				t.Errorf("%s is stuck: fed %d times; health is %+v", name, times, report)
 			}
 			if name != "the data plane" {
 				away.Store(true)
@@ -128,8 +128,8 @@ func TestWatchdogOfNode(t *testing.T) {
 			}
 			s.Store(false)
 			time.Sleep(20 * time.Second)
-			if well, lines := n.health.report(); !well {
-				t.Errorf("%s goes on: health is %q", name, lines)
+			if report := n.health.report(); !report.Healthy {
+				t.Errorf("%s goes on: health is %+v", name, report)
 			}
 		}
 		cancel()

@@ -28,6 +28,10 @@ type options struct {
 	version bool
 	// etcdGiven says that somebody has said where etcd is.
 	etcdGiven bool
+
+	// Of the commands.
+	status statusOptions
+	leases leasesOptions
 }
 
 // envPrefix precedes a flag's name, in capitals and with underscores, in the

@@ -82,7 +82,7 @@ func runDaemon(ctx context.Context, o options, stdout, _ io.Writer) int {
 		klog.Errorf("Stopping: %v", err)
 		return exitFailure
 	}
-	o.node.Notify = notify
+	o.node.Version, o.node.Prefix, o.node.Notify = version, o.prefix(), notify
 	if o.node.Watchdog, err = sd.SdWatchdogEnabled(false); err != nil {
 		klog.Warningf("Going on without systemd's watchdog, whose environment is broken: %v", err)
 	}

@@ -22,7 +22,7 @@ import (
 const name = "@flanneld"
 
 // ErrNone says that no daemon answers on this host.
-var ErrNone = errors.New("no flanneld runs on this host")
+var ErrNone = errors.New("flanneld does not run on this host")
 
 // Listen takes the name. There can be one listener in a network namespace.
 func Listen() (net.Listener, error) {

@@ -2,6 +2,7 @@ package kernel
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -58,6 +59,14 @@ func (c *change) String() string {
 		return fmt.Sprintf("deleting the neighbour %v", c.neigh)
 	}
 	return fmt.Sprintf("setting the route %v", c.route)
+}
+
+// why is the reason of a conflict.
+func (c *change) why() error {
+	if c.in == c.route.Dst {
+		return errors.New("the host has a route of its own to it, which stays")
+	}
+	return fmt.Errorf("the host is itself on the link %v, which is a part of it", c.in)
 }
 
 // entry is what a change is about: of each kind there is one under a key.

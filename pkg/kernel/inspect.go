@@ -113,7 +113,7 @@ func (c *change) wrong(h *have) (w Wrong, ok bool) {
 		w.Route, what = c.route, fmt.Sprintf("the route %v", c.route)
 	case conflict:
 		w.Route, w.Short = c.route, "in the way"
-		w.Text = fmt.Sprintf("the route %v cannot be set: the host is itself on the link %v, or has a route of its own to it", c.route, c.in)
+		w.Text = fmt.Sprintf("%v: %v", c, c.why())
 		return w, true
 	case setNeigh:
 		_, there := h.neighs[c.neigh.key()]

@@ -271,10 +271,7 @@ func (t *table) request(b *rtnl.Batch, c *change, device int32, noHop map[*hop]e
 		}
 		b.ReplaceRoute(r)
 	case conflict:
-		if c.in == c.route.Dst {
-			return errors.New("the host has a route of its own to it, which stays")
-		}
-		return fmt.Errorf("the host is itself on the link %v, which is a part of it", c.in)
+		return c.why()
 	case delRoute:
 		b.DeleteRoute(c.old.raw)
 	case addHop:

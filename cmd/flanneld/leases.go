@@ -1,0 +1,53 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"io"
+	"os"
+
+	"flanneld/network/local"
+	"flanneld/network/status"
+	"flanneld/pkg/tty"
+	"flanneld/subnet/etcdv2"
+)
+
+var leasesCommand = command{
+	name:    "leases",
+	summary: "all leases of the network, and how full it is",
+	about: `lists all leases of the network in etcd, with the time left or "reserved", and how
+full the network is. It asks the daemon that runs on this host; where none does, or
+--etcd-endpoints is given, it asks etcd itself, by the flags of the daemon.`,
+	flags: func(fs *flag.FlagSet, o *options) { outputFlag(fs, &o.leases.output) },
+	run:   runLeases,
+}
+
+// leasesOptions are the flags of leases.
+type leasesOptions struct{ output string }
+
+func runLeases(ctx context.Context, o options, stdout, stderr io.Writer) int {
+	all, err := readNetwork(ctx, o)
+	if err == nil && o.leases.output == asJSON {
+		err = printJSON(stdout, all)
+	} else if err == nil {
+		status.Text{Colour: tty.Colour(stdout, os.Getenv)}.WriteLeases(stdout, all)
+	}
+	if err != nil {
+		return fail(stderr, "leases", err)
+	}
+	return exitOK
+}
+
+func readNetwork(ctx context.Context, o options) (status.Network, error) {
+	if !o.etcdGiven {
+		if all, err := status.NetworkFromDaemon(ctx); !errors.Is(err, local.ErrNone) {
+			return all, err
+		}
+	}
+	store, err := etcdv2.New(o.etcd)
+	if err != nil {
+		return status.Network{}, err
+	}
+	return status.ReadNetwork(ctx, store, o.prefix())
+}

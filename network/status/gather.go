@@ -1,0 +1,108 @@
+package status
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"time"
+
+	"flanneld/network/local"
+	"flanneld/network/subnetfile"
+	"flanneld/pkg/extif"
+	"flanneld/pkg/prefix"
+	"flanneld/subnet"
+)
+
+// askingTime is how long etcd, or the daemon, may take to answer.
+const askingTime = 4 * time.Second
+
+// FromDaemon asks the daemon on this host. It is local.ErrNone where none runs.
+func FromDaemon(ctx context.Context) (n Node, err error) {
+	err = ask(ctx, NodePath, &n)
+	return n, err
+}
+
+// ask reads one of the daemon's answers.
+func ask(ctx context.Context, path string, to any) error {
+	ctx, cancel := context.WithTimeout(ctx, askingTime)
+	defer cancel()
+	text, err := local.Get(ctx, path)
+	if ctx.Err() != nil {
+		return fmt.Errorf("the flanneld on this host does not answer within %v: it may hang, see its log", askingTime)
+	}
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(text, to); err != nil {
+		return fmt.Errorf("the flanneld on this host gives an answer that cannot be read: %w", err)
+	}
+	return nil
+}
+
+// Alone is what to go by where no daemon runs: what it would be started with.
+type Alone struct {
+	// Missing says why there is no daemon to ask.
+	Missing    error
+	Store      subnet.Store
+	Prefix     string
+	Interface  extif.Options
+	PublicIP   netip.Addr // the interface's own if invalid
+	SubnetFile string
+}
+
+// Node finds out what it can. An error says that this host has no interface to
+// take part with; of etcd, the Node's Members say what is wrong.
+func (a Alone) Node(ctx context.Context) (n Node, err error) {
+	n.Missing = a.Missing
+	if n.Interface, err = extif.Choose(a.Interface); err != nil {
+		return n, err
+	}
+	n.PublicIP, n.Prefix = a.PublicIP, a.Prefix
+	if !n.PublicIP.IsValid() {
+		n.PublicIP = n.Interface.Addr
+	}
+	ctx, cancel := context.WithTimeout(ctx, askingTime)
+	defer cancel()
+	if n.Config, _, err = a.Store.Config(ctx); err == nil {
+		n.Leases, err = leases(ctx, a.Store)
+	}
+	n.Members = Members(a.Store.Members(ctx))
+	if err != nil && !errors.Is(err, subnet.ErrNotFound) {
+		for i := range n.Members {
+			if n.Members[i].Answers { // to whom the leader is, but not to this
+				n.Members[i].Answers, n.Members[i].Error = false, err.Error()
+			}
+		}
+	}
+	last, _ := subnetfile.Read(a.SubnetFile)
+	for _, l := range n.Leases {
+		if l.PublicIP == n.PublicIP && (n.Own == nil || l.Subnet == last) {
+			n.Own = l
+		}
+	}
+	return n, nil
+}
+
+// leases are those of a store that can be read.
+func leases(ctx context.Context, store subnet.Store) ([]*subnet.Lease, error) {
+	entries, _, err := store.List(ctx)
+	all, _ := decode(entries)
+	return all, err
+}
+
+// decode reads entries, and puts the leases in order of their subnets.
+func decode(entries []subnet.Entry) (all []*subnet.Lease, not []Unreadable) {
+	for _, e := range entries {
+		l, err := e.Decode()
+		if err != nil {
+			not = append(not, Unreadable{e.Key, err.Error()})
+			continue
+		}
+		all = append(all, &l)
+	}
+	slices.SortFunc(all, func(a, b *subnet.Lease) int { return prefix.Compare(a.Subnet, b.Subnet) })
+	return all, not
+}
