@@ -3,6 +3,7 @@ package status
 import (
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -128,48 +129,63 @@ func (t Text) Write(w io.Writer, r Report) {
 	}
 }
 
-// peers writes how the peers are: all of a few, and of many those that something is
-// wrong with, after how many there are.
+// peers writes how the peers are: how many, then all of a few, and of many some
+// that something is wrong with.
 func (t Text) peers(w io.Writer, r Report) {
 	fmt.Fprintln(w)
 	if r.Lease == nil {
 		return
 	}
-	asked := r.Summary.Silent != nil
 	rows := [][]cell{{{"SUBNET", bold}, {"PUBLIC IP", bold}, {"REACHED", bold}, {"ROUTE", bold}, {"NEIGHBOUR", bold}, {"FDB", bold}, {"ANSWERS", bold}}}
 	var why []string
-	listed := t.All || len(r.Peers) <= few
+	left, leftWrong := 0, 0 // out, as there are too many
 	for _, p := range r.Peers {
-		silent := p.Probe != nil && !p.Probe.Answers
-		if !listed && !p.wrong() && !silent {
+		trouble := p.troubles()
+		switch {
+		case t.All || len(r.Peers) <= few:
+		case len(trouble) == 0:
+			left++
+			continue
+		case len(rows) > few:
+			left++
+			leftWrong++
 			continue
 		}
 		rows = append(rows, []cell{{p.Subnet.String(), plain}, {p.PublicIP.String(), plain}, reached(p), entry(p.Route), entry(p.Neighbour), entry(p.FDB), answers(p)})
-		for _, text := range p.Problems {
+		for _, text := range trouble {
 			why = append(why, fmt.Sprintf("%v (%v): %s", p.Subnet, p.PublicIP, text))
 		}
-		if silent {
-			why = append(why, fmt.Sprintf("%v (%v): asking %v: %s", p.Subnet, p.PublicIP, p.Probe.Addr, p.Probe.Error))
-		}
-	}
-	if len(rows) > 1 {
-		t.columns(w, "", rows)
-		fmt.Fprintln(w)
 	}
 	summary := fmt.Sprintf("%s: %d right, %d wrong", count(r.Summary.Peers, "peer"), r.Summary.Peers-r.Summary.Wrong, r.Summary.Wrong)
-	switch {
-	case asked && *r.Summary.Silent > 0:
-		summary += fmt.Sprintf(", %d do not answer", *r.Summary.Silent)
-	case asked && r.Summary.Peers > 0:
+	switch silent := r.Summary.Silent; {
+	case silent == nil:
+	case *silent > 0:
+		summary += fmt.Sprintf(", %d silent", *silent)
+	case r.Summary.Peers > 0:
 		summary += ", all answer"
 	}
-	if !listed && len(rows) < len(r.Peers)+1 {
+	if left > 0 {
 		summary += " (--all lists them all)"
 	}
 	fmt.Fprintln(w, summary)
+	if len(rows) > 1 {
+		t.columns(w, "", rows)
+	}
+	fmt.Fprintln(w)
+	if leftWrong > 0 {
+		why = append(why, fmt.Sprintf("there is trouble with %s that are not listed", count(leftWrong, "more peer")))
+	}
 	for _, text := range why {
 		fmt.Fprintln(w, t.paint(cell{"problem: " + text, red}))
 	}
+}
+
+// troubles are a peer's problems, that it does not answer among them.
+func (p *Peer) troubles() []string {
+	if p.Probe == nil || p.Probe.Answers {
+		return p.Problems
+	}
+	return append(slices.Clone(p.Problems), fmt.Sprintf("asking %v: %s", p.Probe.Addr, p.Probe.Error))
 }
 
 func reached(p Peer) cell {
