@@ -26,6 +26,7 @@ var parts = []struct {
 	{"burst", (*control).burst},
 	{"idle", (*control).idle},
 	{"memory", (*control).memory},
+	{"status", (*control).status},
 	{"away", (*control).away}, // after memory, as it stops the settled flanneld
 }
 
