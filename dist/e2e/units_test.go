@@ -90,6 +90,9 @@ func TestUnitSandbox(t *testing.T) {
 				}
 				return nil
 			})
+			if got := a.run("flanneld", "status"); !strings.Contains(got, "all answer") || !strings.Contains(got, "all is well") {
+				t.Errorf("flanneld status, beside the unit, says\n%s", got)
+			}
 			status := a.read("/proc/" + a.property("flanneld", "MainPID") + "/status")
 			// CAP_NET_ADMIN is bit 12, CAP_NET_RAW bit 13 (linux/capability.h).
 			for _, want := range []string{"CapEff:\t0000000000003000\n", "CapBnd:\t0000000000003000\n", "NoNewPrivs:\t1\n", "Seccomp:\t2\n"} {
