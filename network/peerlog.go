@@ -35,11 +35,11 @@ func logPeers(ctx context.Context, own netip.Prefix, sets <-chan []*subnet.Lease
 		c := comparePeers(own, last, now)
 		switch {
 		case first:
-			klog.Infof("There are leases of %s", c.count())
+			klog.Infof("The network has %s so far", c.count())
 		case len(c.lines) > 0:
 			klog.Info(c)
 		}
-		if klog.V(2).Enabled() {
+		if klog.V(2).Enabled() && (first || len(c.lines) > peersNamed) {
 			for _, line := range c.lines {
 				klog.Infof("Peer %s", line)
 			}
@@ -96,7 +96,10 @@ func comparePeers(own netip.Prefix, before, now []*subnet.Lease) (c peerChange) 
 
 // count is how many peers there are, in words.
 func (c peerChange) count() string {
-	if c.all == 1 {
+	switch c.all {
+	case 0:
+		return "no peers"
+	case 1:
 		return "1 peer"
 	}
 	return fmt.Sprintf("%d peers", c.all)
@@ -107,5 +110,14 @@ func (c peerChange) String() string {
 	if len(c.lines) <= peersNamed {
 		return fmt.Sprintf("Peer %s; %s now", strings.Join(c.lines, ", "), c.count())
 	}
-	return fmt.Sprintf("Peers: %d have come, %d have gone, %d have changed; %s now", c.come, c.gone, c.changed, c.count())
+	var parts []string
+	for _, part := range []struct {
+		n    int
+		what string
+	}{{c.come, "come"}, {c.gone, "gone"}, {c.changed, "changed"}} {
+		if part.n > 0 {
+			parts = append(parts, fmt.Sprintf("%d have %s", part.n, part.what))
+		}
+	}
+	return fmt.Sprintf("Peers: %s; %s now", strings.Join(parts, ", "), c.count())
 }

@@ -34,6 +34,7 @@ func TestComparePeers(t *testing.T) {
 		{all(one, own, two), all(moved, own, two), "Peer 10.1.1.0/24 (held by 192.0.2.1) has moved to 192.0.2.11; 2 peers now"},
 		{all(own, two), all(own, other), `Peer 10.1.9.0/24 (held by 192.0.2.9) has changed: backend vxlan {"VtepMAC":"02:00:00:00:00:09"}; 1 peer now`},
 		{all(lease(1, "192.0.2.1"), lease(2, "192.0.2.2"), lease(3, "192.0.2.3")), all(moved, lease(4, "192.0.2.4")), "Peers: 1 have come, 2 have gone, 1 have changed; 2 peers now"},
+		{all(one, two), all(lease(2, "192.0.2.2"), lease(3, "192.0.2.3"), lease(4, "192.0.2.4"), lease(5, "192.0.2.5"), lease(6, "192.0.2.6")), "Peers: 4 have come, 2 have gone; 4 peers now"},
 	} {
 		c := comparePeers(own.Subnet, test.before, test.now)
 		if len(c.lines) == 0 != (test.want == "") || test.want != "" && c.String() != test.want {
