@@ -281,6 +281,22 @@ func TestStatusNotReady(t *testing.T) {
 	awaitStatus(t, h, "all is well", func(r status.Report) bool { return r.Well })
 }
 
+// A host that has taken what an operator has reserved for it is well, although its
+// lease from before is still there.
+func TestStatusFormerLease(t *testing.T) {
+	c, s := newCluster(t)
+	c.SetConfig(vxlanConfig)
+	h, _ := join(c, s, 1)
+	c.PutLease("10.1.50.0-24", fmt.Sprintf(`{"PublicIP":"%v"}`, h.Addr()), 0)
+	h.Stop()
+	h.Start()
+	h.AwaitReady()
+	awaitStatus(t, h, "the reservation", func(r status.Report) bool {
+		return r.Well && r.Lease.Subnet.String() == "10.1.50.0/24" && r.Lease.Reserved && r.Lease.RemainingSeconds == nil && len(r.Peers) == 0 &&
+			slices.ContainsFunc(r.Notes, func(n string) bool { return strings.HasPrefix(n, "lease: 10.1.1.0/24 bears this host's address too") })
+	})
+}
+
 // All leases, from the daemon and from etcd itself.
 func TestLeases(t *testing.T) {
 	c, s := newCluster(t)

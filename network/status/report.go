@@ -245,6 +245,10 @@ func (r *Report) peers(n Node, is kernel.Inspection) {
 		if l.Subnet == n.Own.Subnet {
 			continue
 		}
+		if l.PublicIP == n.PublicIP {
+			r.Notes = append(r.Notes, fmt.Sprintf("lease: %v bears this host's address too: it had that subnet before, or another host has its address", l.Subnet))
+			continue
+		}
 		p := Peer{Subnet: l.Subnet, PublicIP: l.PublicIP, Route: none, Neighbour: none, FDB: none, Problems: []string{}}
 		how := func(entry any) string {
 			if w, ok := wrong[entry]; ok {
