@@ -56,8 +56,16 @@ func (n node) serve(ctx context.Context) error {
 	}
 	own := http.NewServeMux()
 	own.Handle("/", mux)
-	own.HandleFunc(status.NodePath, func(w http.ResponseWriter, r *http.Request) { writeJSON(w, http.StatusOK, n.describe(r.Context())) })
+	// Each of these asks etcd, and anybody on this host may ask for them.
+	var turn sync.Mutex
+	own.HandleFunc(status.NodePath, func(w http.ResponseWriter, r *http.Request) {
+		turn.Lock()
+		defer turn.Unlock()
+		writeJSON(w, http.StatusOK, n.describe(r.Context()))
+	})
 	own.HandleFunc(status.LeasesPath, func(w http.ResponseWriter, r *http.Request) {
+		turn.Lock()
+		defer turn.Unlock()
 		all, err := status.ReadNetwork(r.Context(), n.impatient, n.Prefix)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadGateway)
@@ -70,7 +78,10 @@ func (n node) serve(ctx context.Context) error {
 }
 
 func serveOn(ctx context.Context, g *errgroup.Group, l net.Listener, h http.Handler, what string) {
-	srv := &http.Server{Handler: h, ReadHeaderTimeout: 5 * time.Second, BaseContext: func(net.Listener) context.Context { return ctx }}
+	srv := &http.Server{
+		Handler: h, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute,
+		BaseContext: func(net.Listener) context.Context { return ctx },
+	}
 	g.Go(func() error {
 		if err := srv.Serve(l); ctx.Err() == nil {
 			return fmt.Errorf("serving %s: %w", what, err)
@@ -83,15 +94,9 @@ func serveOn(ctx context.Context, g *errgroup.Group, l net.Listener, h http.Hand
 	})
 }
 
-// membersTime is how long the members of etcd may take to answer somebody who wants
-// to know whether they do.
-const membersTime = 2 * time.Second
-
 // describe is what there is to be told of this node now.
 func (n node) describe(ctx context.Context) status.Node {
-	ctx, cancel := context.WithTimeout(ctx, membersTime)
-	defer cancel()
-	members := status.Members(n.store.Members(ctx))
+	members := status.Ask(ctx, n.impatient) // before the rest, as it may take a while
 	is, health := n.self.told(), n.health.report()
 	is.Members = members
 	is.Daemon = &status.Daemon{

@@ -79,9 +79,6 @@ func (p *Patient) Away() (since time.Time, why error) {
 	return p.since, p.why
 }
 
-// Members is Store's, and no more patient.
-func (p *Patient) Members(ctx context.Context) []Member { return p.store.Members(ctx) }
-
 // Config is Store's.
 func (p *Patient) Config(ctx context.Context) (value string, revision uint64, err error) {
 	err = p.try(ctx, func() error {

@@ -64,16 +64,13 @@ func (a Alone) Node(ctx context.Context) (n Node, err error) {
 	if !n.PublicIP.IsValid() {
 		n.PublicIP = n.Interface.Addr
 	}
-	ctx, cancel := context.WithTimeout(ctx, askingTime)
-	defer cancel()
-	if n.Config, _, err = a.Store.Config(ctx); err == nil {
-		n.Leases, err = leases(ctx, a.Store)
-	}
-	n.Members = Members(a.Store.Members(ctx))
-	if err != nil && !errors.Is(err, subnet.ErrNotFound) {
-		for i := range n.Members {
-			if n.Members[i].Answers { // to whom the leader is, but not to this
-				n.Members[i].Answers, n.Members[i].Error = false, err.Error()
+	n.Members = Ask(ctx, a.Store)
+	if slices.ContainsFunc(n.Members, func(m Member) bool { return m.Answers }) {
+		if err := a.read(ctx, &n); err != nil && !errors.Is(err, subnet.ErrNotFound) {
+			for i := range n.Members {
+				if n.Members[i].Answers { // to who the leader is, but not to this
+					n.Members[i].Answers, n.Members[i].Error = false, err.Error()
+				}
 			}
 		}
 	}
@@ -86,11 +83,34 @@ func (a Alone) Node(ctx context.Context) (n Node, err error) {
 	return n, nil
 }
 
-// leases are those of a store that can be read.
-func leases(ctx context.Context, store subnet.Store) ([]*subnet.Lease, error) {
-	entries, _, err := store.List(ctx)
-	all, _ := decode(entries)
-	return all, err
+// read reads config and leases.
+func (a Alone) read(ctx context.Context, n *Node) (err error) {
+	ctx, cancel := context.WithTimeout(ctx, askingTime)
+	defer cancel()
+	if n.Config, _, err = a.Store.Config(ctx); err != nil {
+		return err
+	}
+	entries, _, err := a.Store.List(ctx)
+	n.Leases, _ = decode(entries)
+	return err
+}
+
+// membersTime is how long the members of etcd may take to answer.
+const membersTime = 2 * time.Second
+
+// Ask asks the members of a store.
+func Ask(ctx context.Context, store subnet.Store) []Member {
+	ctx, cancel := context.WithTimeout(ctx, membersTime)
+	defer cancel()
+	var members []Member
+	for _, m := range store.Members(ctx) {
+		is := Member{Endpoint: m.Endpoint, InUse: m.InUse, Answers: m.Err == nil, Seconds: m.Took.Seconds()}
+		if m.Err != nil {
+			is.Error = m.Err.Error()
+		}
+		members = append(members, is)
+	}
+	return members
 }
 
 // decode reads entries, and puts the leases in order of their subnets.

@@ -63,16 +63,3 @@ type Member struct {
 	Seconds float64 `json:"seconds"`
 	Error   string  `json:"error,omitempty"`
 }
-
-// Members are the members of a store.
-func Members(all []subnet.Member) []Member {
-	members := make([]Member, 0, len(all))
-	for _, m := range all {
-		is := Member{Endpoint: m.Endpoint, InUse: m.InUse, Answers: m.Err == nil, Seconds: m.Took.Seconds()}
-		if m.Err != nil {
-			is.Error = m.Err.Error()
-		}
-		members = append(members, is)
-	}
-	return members
-}
