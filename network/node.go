@@ -67,7 +67,7 @@ func Run(ctx context.Context, store subnet.Store, o Options) error {
 	g, ctx := errgroup.WithContext(ctx)
 	n := node{
 		Options: o, store: subnet.NewPatient(store, publicIP), impatient: store, iface: iface, publicIP: publicIP,
-		health: newHealth(), self: &self{}, started: time.Now(), group: g,
+		health: newHealth(), self: &self{}, needed: make(chan struct{}, 1), started: time.Now(), group: g,
 	}
 	n.self.node = status.Node{Interface: iface, PublicIP: publicIP, Prefix: o.Prefix}
 	n.health.remark(n.away)
@@ -88,6 +88,7 @@ type node struct {
 	publicIP  netip.Addr
 	health    *health
 	self      *self
+	needed    chan struct{} // memory, for an answer
 	started   time.Time
 	group     *errgroup.Group
 }
@@ -96,6 +97,14 @@ type node struct {
 func (n node) wait(what string) {
 	n.Notify("STATUS=Waiting for " + what)
 	n.health.wait(what)
+}
+
+// trim has the memory given back that an answer has needed.
+func (n node) trim() {
+	select {
+	case n.needed <- struct{}{}:
+	default:
+	}
 }
 
 // away is a note while the store is. That is no ill health: traffic goes on, and the
@@ -152,7 +161,7 @@ func (n node) join(ctx context.Context) error {
 	})
 	n.group.Go(func() error { return watch.run(ctx, n.store) })
 	n.group.Go(func() error { return logPeers(ctx, own.Subnet, forLog.ch) })
-	n.group.Go(func() error { return trimMemory(ctx) })
+	n.group.Go(func() error { return trimMemory(ctx, n.needed) })
 	n.group.Go(func() error {
 		k := firewall.Keeper{Network: config.Network, Own: own.Subnet, Before: before, Masq: n.IPMasq, Forward: n.ForwardRules, Resync: n.FirewallResync}
 		k.Compared = func(_ []string, err error) { n.health.set("firewall", list(err)) }

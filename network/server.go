@@ -61,11 +61,13 @@ func (n node) serve(ctx context.Context) error {
 	own.HandleFunc(status.NodePath, func(w http.ResponseWriter, r *http.Request) {
 		turn.Lock()
 		defer turn.Unlock()
-		writeJSON(w, http.StatusOK, n.describe(r.Context()))
+		defer n.trim()
+		_ = n.describe(r.Context()).Write(w) // who asked may have gone
 	})
 	own.HandleFunc(status.LeasesPath, func(w http.ResponseWriter, r *http.Request) {
 		turn.Lock()
 		defer turn.Unlock()
+		defer n.trim()
 		all, err := status.ReadNetwork(r.Context(), n.impatient, n.Prefix)
 		if err != nil {
 			http.Error(w, err.Error(), http.StatusBadGateway)

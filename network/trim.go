@@ -21,7 +21,9 @@ const (
 // would keep most of it: at rest it neither collects what is dead nor releases
 // what is free for minutes, while a list of thousands of leases needs more than
 // all else.
-func trimMemory(ctx context.Context) error {
+//
+// A value from needed tells that somebody has needed some just now.
+func trimMemory(ctx context.Context, needed <-chan struct{}) error {
 	due := time.NewTimer(trimFirst)
 	defer due.Stop()
 	samples := []metrics.Sample{
@@ -34,6 +36,9 @@ func trimMemory(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-needed:
+			due.Reset(trimFirst)
+			continue
 		case <-due.C:
 			due.Reset(trimEvery)
 		}

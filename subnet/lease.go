@@ -23,7 +23,7 @@ type Attrs struct {
 	BackendType string
 	// BackendData is what peers need beyond PublicIP, as that backend's own
 	// JSON object; nil where there is nothing more to say.
-	BackendData json.RawMessage
+	BackendData json.RawMessage `json:",omitempty"`
 }
 
 // Equal reports whether a and b would be written as the same value.

@@ -25,8 +25,8 @@ var parts = []struct {
 	{"change", (*control).change},
 	{"burst", (*control).burst},
 	{"idle", (*control).idle},
-	{"memory", (*control).memory},
 	{"status", (*control).status},
+	{"memory", (*control).memory},
 	{"away", (*control).away}, // after memory, as it stops the settled flanneld
 }
 

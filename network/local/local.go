@@ -13,6 +13,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -54,32 +55,32 @@ func Daemon() (pid int, err error) {
 	return int(peer.Pid), nil
 }
 
-// Get asks the daemon for a path of its own and returns the answer's body. It is
-// ErrNone where no daemon listens.
-func Get(ctx context.Context, path string) ([]byte, error) {
+// Get asks the daemon for a path of its own and has the answer read. It is ErrNone
+// where no daemon listens.
+func Get(ctx context.Context, path string, read func(io.Reader) error) error {
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
 	}}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://flanneld"+path, nil)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	resp, err := client.Do(req)
 	if errors.Is(err, ErrNone) {
-		return nil, ErrNone
+		return ErrNone
 	} else if err != nil {
-		return nil, fmt.Errorf("asking the flanneld on this host: %w", err)
+		return fmt.Errorf("asking the flanneld on this host: %w", err)
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	if err != nil {
-		return nil, fmt.Errorf("asking the flanneld on this host: %w", err)
-	}
 	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("asking the flanneld on this host for %s: %s", path, resp.Status)
+		why, _ := io.ReadAll(io.LimitReader(resp.Body, 1000))
+		return fmt.Errorf("the flanneld on this host cannot tell: %s", strings.TrimSpace(string(why)))
 	}
-	return body, nil
+	if err := read(resp.Body); err != nil {
+		return fmt.Errorf("the flanneld on this host gives an answer that cannot be read: %w", err)
+	}
+	return nil
 }
 
 // dial connects to the daemon. A name that anybody can take is believed only of

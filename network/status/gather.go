@@ -2,9 +2,9 @@ package status
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"slices"
 	"time"
@@ -21,25 +21,22 @@ const askingTime = 4 * time.Second
 
 // FromDaemon asks the daemon on this host. It is local.ErrNone where none runs.
 func FromDaemon(ctx context.Context) (n Node, err error) {
-	err = ask(ctx, NodePath, &n)
+	err = ask(ctx, NodePath, func(r io.Reader) error {
+		n, err = ReadNode(r)
+		return err
+	})
 	return n, err
 }
 
-// ask reads one of the daemon's answers.
-func ask(ctx context.Context, path string, to any) error {
+// ask has one of the daemon's answers read.
+func ask(ctx context.Context, path string, read func(io.Reader) error) error {
 	ctx, cancel := context.WithTimeout(ctx, askingTime)
 	defer cancel()
-	text, err := local.Get(ctx, path)
+	err := local.Get(ctx, path, read)
 	if ctx.Err() != nil {
 		return fmt.Errorf("the flanneld on this host does not answer within %v: it may hang, see its log", askingTime)
 	}
-	if err != nil {
-		return err
-	}
-	if err := json.Unmarshal(text, to); err != nil {
-		return fmt.Errorf("the flanneld on this host gives an answer that cannot be read: %w", err)
-	}
-	return nil
+	return err
 }
 
 // Alone is what to go by where no daemon runs: what it would be started with.

@@ -2,6 +2,7 @@ package status
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -49,7 +50,7 @@ type Unreadable struct {
 
 // NetworkFromDaemon asks the daemon on this host. It is local.ErrNone where none runs.
 func NetworkFromDaemon(ctx context.Context) (n Network, err error) {
-	err = ask(ctx, LeasesPath, &n)
+	err = ask(ctx, LeasesPath, func(r io.Reader) error { return json.NewDecoder(r).Decode(&n) })
 	return n, err
 }
 

@@ -8,6 +8,10 @@
 package status
 
 import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"io"
 	"net/netip"
 	"time"
 
@@ -36,8 +40,42 @@ type Node struct {
 	Config string
 	// Own is this host's lease, nil where there is none.
 	Own *subnet.Lease
-	// Leases are all leases that count, Own among them.
-	Leases []*subnet.Lease
+	// Leases are all leases that count, Own among them, in order of their subnets.
+	Leases []*subnet.Lease `json:"-"`
+}
+
+// Write writes a node as a series of JSON values: itself, how many leases there
+// are, and each of them. One value with thousands of leases in it would have to be
+// made as a whole.
+func (n Node) Write(w io.Writer) error {
+	b := bufio.NewWriter(w)
+	e := json.NewEncoder(b)
+	if err := errors.Join(e.Encode(n), e.Encode(len(n.Leases))); err != nil {
+		return err
+	}
+	for _, l := range n.Leases {
+		if err := e.Encode(l); err != nil {
+			return err
+		}
+	}
+	return b.Flush()
+}
+
+// ReadNode reads what Write has written.
+func ReadNode(r io.Reader) (n Node, err error) {
+	d := json.NewDecoder(r)
+	leases := 0
+	if err := errors.Join(d.Decode(&n), d.Decode(&leases)); err != nil {
+		return n, err
+	}
+	for range leases {
+		l := &subnet.Lease{}
+		if err := d.Decode(l); err != nil {
+			return n, err
+		}
+		n.Leases = append(n.Leases, l)
+	}
+	return n, nil
 }
 
 // Daemon is what a daemon says of itself.
