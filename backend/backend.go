@@ -62,11 +62,10 @@ type Backend interface {
 	// Each value received from leases, which is never closed, is the whole set of
 	// leases there are now, own among them, in order of their subnets; Run makes
 	// the host's state equal to what the set asks for, whatever was there before. It
-	// calls synced, from one goroutine, each time it has tried, with one error for
-	// each thing that could not be done and will be tried again; the first call
-	// tells that the data plane is up. That no call follows a set tells that it is
-	// stuck.
+	// calls synced, from one goroutine, each time it has tried; the first call
+	// tells that the data plane is up, whatever has failed. That no call follows a
+	// set tells that it is stuck.
 	//
 	// Run returns nil when ctx ends and an error only for what no retry mends.
-	Run(ctx context.Context, own subnet.Lease, leases <-chan []*subnet.Lease, synced func(failed []error)) error
+	Run(ctx context.Context, own subnet.Lease, leases <-chan []*subnet.Lease, synced func(kernel.Comparison)) error
 }

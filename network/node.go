@@ -14,6 +14,7 @@ import (
 	"flanneld/network/status"
 	"flanneld/network/subnetfile"
 	"flanneld/pkg/extif"
+	"flanneld/pkg/kernel"
 	"flanneld/subnet"
 )
 
@@ -170,8 +171,8 @@ func (n node) join(ctx context.Context) error {
 	var comparisons rounds
 	n.group.Go(func() error {
 		ready := false
-		return b.Run(ctx, own, forBackend.ch, func(failed []error) {
-			n.health.set("data plane", failed)
+		return b.Run(ctx, own, forBackend.ch, func(c kernel.Comparison) {
+			n.health.set("data plane", c.Failed)
 			comparisons.another()
 			if !ready {
 				ready = true

@@ -40,7 +40,7 @@ func (b hostgw) Check() error { return nil }
 
 func (b hostgw) MTU() int { return b.host.Interface.MTU }
 
-func (b hostgw) Run(ctx context.Context, own subnet.Lease, leases <-chan []*subnet.Lease, synced func([]error)) error {
+func (b hostgw) Run(ctx context.Context, own subnet.Lease, leases <-chan []*subnet.Lease, synced func(kernel.Comparison)) error {
 	return kernel.Run(ctx, backend.Owner, leases, b.Plan(own.Subnet), synced)
 }
 

@@ -19,6 +19,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/netip"
 	"sync"
 	"sync/atomic"
@@ -59,12 +60,20 @@ type Backend struct {
 	host  backend.Host
 	port  uint16
 	table atomic.Pointer[table]
-	path  atomic.Pointer[path] // that packets are carried by now; nil while there is none
+	state atomic.Pointer[state]
+	// changed holds a value when state has, for the next call of synced to tell.
+	changed chan struct{}
 	counters
 }
 
+// state is the path that packets are carried by now, or why there is none.
+type state struct {
+	path *path
+	lost error
+}
+
 func open(host backend.Host, port uint16) *Backend {
-	b := &Backend{host: host, port: port}
+	b := &Backend{host: host, port: port, changed: make(chan struct{}, 1)}
 	b.table.Store(&table{})
 	return b
 }
@@ -101,8 +110,9 @@ func (b *Backend) Counters() Counters { return b.counters.snapshot() }
 // Run implements backend.Backend. It does not call synced while one that carries
 // packets is stuck. It returns an error when the device or the
 // socket cannot be opened at the start; if one is lost later, it opens it again
-// for as long as it takes. It is to be called once.
-func (b *Backend) Run(ctx context.Context, own subnet.Lease, leases <-chan []*subnet.Lease, synced func(failed []error)) error {
+// for as long as it takes, and until then that is among what has failed. It is to
+// be called once.
+func (b *Backend) Run(ctx context.Context, own subnet.Lease, leases <-chan []*subnet.Lease, synced func(kernel.Comparison)) error {
 	p, err := b.openPath(own)
 	if err != nil {
 		return err
@@ -112,14 +122,18 @@ func (b *Backend) Run(ctx context.Context, own subnet.Lease, leases <-chan []*su
 	var sayStuck sync.Once
 	g.Go(func() error { return b.follow(ctx, own, leases, inputs) })
 	g.Go(func() error {
-		return kernel.Run(ctx, backend.Owner, inputs, b.Plan(own.Subnet), func(failed []error) {
-			if p := b.path.Load(); p != nil && p.workers.stuck() {
+		return kernel.Run(ctx, backend.Owner, inputs, b.Plan(own.Subnet), func(c kernel.Comparison) {
+			s := b.state.Load()
+			switch {
+			case s.lost != nil:
+				c.Failed = append(c.Failed, fmt.Errorf("packets are not carried: %w", s.lost))
+			case s.path.workers.stuck():
 				sayStuck.Do(func() {
 					klog.Errorf("udp: packets are not carried: a worker has been at one batch for over %v", stuckAfter)
 				})
 				return
 			}
-			synced(failed)
+			synced(c)
 		})
 	})
 	g.Go(func() error { return b.carry(ctx, own, p) })
@@ -144,7 +158,8 @@ func (b *Backend) filter(own netip.Prefix) backend.Filter {
 }
 
 // follow puts each set of leases into the packet path's table, and then hands
-// it on, so that peers are in the table before synced is called for them.
+// it on, so that peers are in the table before synced is called for them. It hands
+// the last one on once more when packets are carried no longer, or again.
 func (b *Backend) follow(ctx context.Context, own subnet.Lease, leases <-chan []*subnet.Lease, inputs chan<- []*subnet.Lease) error {
 	var latest []*subnet.Lease
 	var out chan<- []*subnet.Lease // nil while there is nothing to hand on
@@ -152,6 +167,10 @@ func (b *Backend) follow(ctx context.Context, own subnet.Lease, leases <-chan []
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-b.changed:
+			if latest != nil {
+				out = inputs
+			}
 		case set := <-leases:
 			peers, _ := b.filter(own.Subnet).Peers(set) // Plan reports the faults
 			b.table.Store(newTable(peers))
@@ -177,10 +196,10 @@ func (b *Backend) carry(ctx context.Context, own subnet.Lease, p *path) error {
 		if p != nil {
 			started := time.Now()
 			err := p.run(ctx)
-			b.path.Store(nil)
 			if ctx.Err() != nil {
 				return nil
 			}
+			b.enter(state{lost: err})
 			if time.Since(started) > 2*lastDelay {
 				delay = firstDelay
 			}
@@ -195,10 +214,20 @@ func (b *Backend) carry(ctx context.Context, own subnet.Lease, p *path) error {
 		var err error
 		if p, err = b.openPath(own); err != nil {
 			klog.Errorf("udp: packets are not carried: %v; trying again in %v", err, delay)
+			b.enter(state{lost: err})
 			continue
 		}
 		b.counters.reopened.Add(1)
 		klog.Infof("udp: packets are carried again")
+	}
+}
+
+// enter makes s the state.
+func (b *Backend) enter(s state) {
+	b.state.Store(&s)
+	select {
+	case b.changed <- struct{}{}:
+	default: // it is to be told already
 	}
 }
 
@@ -217,7 +246,7 @@ func (b *Backend) openPath(own subnet.Lease) (*path, error) {
 	if err != nil {
 		return nil, errors.Join(err, d.close(), s.close())
 	}
-	b.path.Store(p)
+	b.enter(state{path: p})
 	klog.Infof("udp: carrying packets between %s and %v, %s", backend.TUNName, b.local(), p.describe())
 	return p, nil
 }

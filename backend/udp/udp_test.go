@@ -82,21 +82,27 @@ func TestPlan(t *testing.T) {
 }
 
 // Peers must be in the table before the set is handed on, as that is what leads
-// to synced; and a set that nobody takes must not hold up a later one.
+// to synced; and a set that nobody takes must not hold up a later one. When packets
+// are carried no longer, or again, the last set is handed on once more.
 func TestFollow(t *testing.T) {
 	own := lease("10.1.74.0/24", "192.0.2.1", "udp")
 	one, two := lease("10.1.75.0/24", "192.0.2.2", "udp"), lease("10.1.76.0/24", "192.0.2.3", "udp")
 	other := lease("10.1.77.0/24", "192.0.2.4", "host-gw")
-	b := &Backend{host: testHost("192.0.2.1")}
+	b := open(testHost("192.0.2.1"), defaultPort)
 	ctx, stop := context.WithCancel(context.Background())
 	leases, inputs := make(chan []*subnet.Lease), make(chan []*subnet.Lease)
 	ended := make(chan error)
 	go func() { ended <- b.follow(ctx, *own, leases, inputs) }()
 
+	b.enter(state{})
 	leases <- []*subnet.Lease{own, one}
 	leases <- []*subnet.Lease{own, one, two, other}
 	if got := <-inputs; len(got) != 4 {
 		t.Errorf("handed on %v, want the later set", got)
+	}
+	b.enter(state{lost: errDeviceLost})
+	if got := <-inputs; len(got) != 4 {
+		t.Errorf("handed on %v when the device was lost, want the last set", got)
 	}
 	table := b.table.Load()
 	for _, tc := range []struct {

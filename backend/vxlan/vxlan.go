@@ -100,7 +100,7 @@ func (b *vxlan) MTU() int {
 	return b.host.Interface.MTU - overhead
 }
 
-func (b *vxlan) Run(ctx context.Context, own subnet.Lease, leases <-chan []*subnet.Lease, synced func([]error)) error {
+func (b *vxlan) Run(ctx context.Context, own subnet.Lease, leases <-chan []*subnet.Lease, synced func(kernel.Comparison)) error {
 	return kernel.Run(ctx, backend.Owner, leases, b.Plan(own.Subnet), synced)
 }
 

@@ -43,11 +43,11 @@ type Plan[T any] func(input T, host Host) (want State, faults []error)
 // from the first input until ctx ends; then it returns nil and leaves the state
 // in place.
 //
-// It calls synced after each comparison, with one error for each entry that
-// could not be programmed and will be tried again with back-off. Each error is
-// logged when it first appears. Run itself fails only when netlink does, or
-// when to begin with it cannot set up the State's device or read what there is.
-func Run[T any](ctx context.Context, owner Owner, inputs <-chan T, plan Plan[T], synced func(failed []error)) error {
+// It calls synced after each comparison. What has failed is tried again with
+// back-off, and each error is logged when it first appears. Run itself fails only
+// when netlink does, or when to begin with it cannot set up the State's device or
+// read what there is.
+func Run[T any](ctx context.Context, owner Owner, inputs <-chan T, plan Plan[T], synced func(Comparison)) error {
 	// The sockets are opened here, not on a goroutine, as they belong to the
 	// network namespace of the thread that opens them.
 	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
@@ -83,67 +83,68 @@ func Run[T any](ctx context.Context, owner Owner, inputs <-chan T, plan Plan[T],
 		retry.InitialInterval, retry.MaxInterval = 500*time.Millisecond, 30*time.Second
 		told := false     // that something has changed in the kernel
 		var all time.Time // when the tables are to be read again
-		sooner := func(d time.Duration) {
+		var why Cause     // they are
+		sooner := func(d time.Duration, cause Cause) {
 			if at := time.Now().Add(d); at.Before(all) {
-				all = at
+				all, why = at, cause
 			}
 		}
-		for first := true; ; first = false {
+		for cause := Start; ; {
 			begin := time.Now()
-			faults, failed, whole := r.compare(input)
-			if first && whole != nil {
+			c, whole := r.compare(input, cause)
+			if cause == Start && whole != nil {
 				return whole
 			}
-			r.say(faults, failed)
-			synced(failed)
-			took := time.Since(begin)
+			c.Took = time.Since(begin)
+			r.say(c.Faults, c.Failed)
+			synced(c)
 
 			// What only a change in the input has brought about puts nothing off.
-			if r.readAll {
-				all = begin.Add(compareEvery)
-				if len(failed) > 0 {
-					sooner(retry.NextBackOff())
+			if c.Whole {
+				all, why = begin.Add(compareEvery), Periodic
+				if len(c.Failed) > 0 {
+					sooner(retry.NextBackOff(), Retry)
 				} else {
 					retry.Reset()
 				}
 				if told {
-					sooner(lookAgain)
+					sooner(lookAgain, Notice)
 				}
 				told = false
 			} else if r.refused {
 				retry.Reset()
-				sooner(retry.NextBackOff())
+				sooner(retry.NextBackOff(), Retry)
 			}
 			if r.torn {
-				sooner(lookAgain)
+				sooner(lookAgain, Retry)
 			}
-			if r.freed && len(failed) > 0 {
-				sooner(settle) // there may be room now for what there was none for
+			if r.freed && len(c.Failed) > 0 {
+				sooner(settle, Retry) // there may be room now for what there was none for
 			}
 			again := time.NewTimer(time.Until(all))
 			for due := false; !due; {
 				select {
 				case <-ctx.Done():
 				case input = <-inputs:
-					due = true
+					due, cause = true, Input
 				case <-r.watcher.bell:
 				case <-again.C:
-					due, r.stale = true, true
+					due, r.stale, cause = true, true, why
 				}
 				select {
 				case <-ctx.Done():
 					again.Stop()
 					return nil
-				case <-time.After(min(max(settle, settleShare*took), settleMost) - time.Since(begin)):
+				case <-time.After(min(max(settle, settleShare*c.Took), settleMost) - time.Since(begin)):
 				}
 				// Take what has come meanwhile into the same comparison.
 				select {
 				case input = <-inputs:
-					due = true
+					due, cause = true, Input
 				default:
 				}
 				if news := r.watcher.take(); news.contradicts(&r.have, r.device, r.index, &r.table, r.matters) {
-					due, r.stale, told = true, true, true
+					due, r.stale, told, cause = true, true, true, Notice
 				}
 			}
 			again.Stop()
@@ -172,13 +173,20 @@ type reconciler[T any] struct {
 	// want is the last State. Since then have is as it asks for, but for what
 	// has failed.
 	want   State
-	failed map[entry]error
+	failed map[entry]refusal
 	said   map[string]bool
 
-	unread bool // the last try to read the tables has failed
-	// What came of the last comparison: whether all tables were read for it,
-	// whether the kernel has refused anything, whether anything was taken away.
-	readAll, refused, freed bool
+	unread bool       // the last try to read the tables has failed
+	last   Comparison // the last one, but for how long it took
+	// What came of it besides: whether the kernel has refused anything, whether
+	// anything was taken away.
+	refused, freed bool
+}
+
+// refusal is why the kernel is not as it ought to be in one entry.
+type refusal struct {
+	error
+	missing bool // the entry is; otherwise it is one to be gone
 }
 
 // say logs what was not said last time.
@@ -209,34 +217,38 @@ func (r *reconciler[T]) matters(dev string) bool {
 
 // compare makes one comparison and puts right what is wrong. Of what has failed,
 // whole is what concerns more than an entry: the device, or reading the tables.
-func (r *reconciler[T]) compare(input T) (faults, failed []error, whole error) {
+func (r *reconciler[T]) compare(input T, cause Cause) (c Comparison, whole error) {
+	c = r.last.next(cause)
+	defer func() { r.last = c }()
 	var want State
 	if !r.stale {
-		want, faults = r.plan(input, r.host)
+		want, c.Faults = r.plan(input, r.host)
 		r.stale = !sameDevice(want.Device, r.device)
 	}
-	r.readAll, r.refused, r.freed, r.torn = r.stale, false, false, false
-	if r.readAll {
+	c.Whole, r.refused, r.freed, r.torn = r.stale, false, false, false
+	if c.Whole {
 		var err error
-		if want, faults, whole, err = r.read(input); err != nil {
+		if want, whole, err = r.read(input, &c); err != nil {
 			r.unread = true
-			return faults, []error{err}, err
+			c.Failed = []error{err}
+			return c, err
 		}
 		r.unread = false
 		r.stale = false
 		if whole != nil {
-			failed, r.stale = append(failed, whole), true
+			c.Failed, r.stale = append(c.Failed, whole), true
 		}
 	}
+	asked := want // with what has to wait for the device
 	if want.Device != nil && r.index == 0 {
 		if whole == nil {
-			failed = append(failed, fmt.Errorf("the device %s is not there yet", want.Device.Name))
+			c.Failed = append(c.Failed, fmt.Errorf("the device %s is not there yet", want.Device.Name))
 		}
 		want.Routes, want.Neighbours, want.FDB = without(want.Routes, want.Device.Name), nil, nil
 	}
 	var changes []change
-	if r.readAll {
-		r.failed = map[entry]error{}
+	if c.Whole {
+		r.failed = map[entry]refusal{}
 		changes = diff(want, &r.have)
 	} else {
 		r.forget(want)
@@ -244,12 +256,14 @@ func (r *reconciler[T]) compare(input T) (faults, failed []error, whole error) {
 	}
 	r.watcher.writing <- struct{}{}
 	done, err := r.apply(changes, &r.have, r.index, func(c *change, err error) {
-		r.failed[c.entry()], r.refused = err, true
+		r.failed[c.entry()], r.refused = refusal{err, !c.deletes()}, true
 	})
 	<-r.watcher.writing
+	c.Routes.Changed, c.Neighbours.Changed, c.FDB.Changed = done[setRoute]+done[delRoute], done[setNeigh]+done[delNeigh], done[setFDB]+done[delFDB]
 	if err != nil {
 		r.stale, r.refused = true, true
-		return faults, append(failed, err), err
+		c.Failed = append(c.Failed, err)
+		return c, err
 	}
 	r.want = want
 	r.freed = done[delRoute]+done[delNeigh]+done[delFDB]+done[delHop] > 0
@@ -257,9 +271,12 @@ func (r *reconciler[T]) compare(input T) (faults, failed []error, whole error) {
 		klog.V(1).Infof("Changed in the kernel: %d routes set and %d deleted, %d neighbours and %d, %d FDB entries and %d",
 			done[setRoute], done[delRoute], done[setNeigh], done[delNeigh], done[setFDB], done[clearFDB]+done[delFDB])
 	}
-	failed = slices.AppendSeq(failed, maps.Values(r.failed))
-	slices.SortFunc(failed, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
-	return faults, failed, whole
+	c.count(asked, want, r.failed)
+	for _, f := range r.failed {
+		c.Failed = append(c.Failed, f.error)
+	}
+	slices.SortFunc(c.Failed, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+	return c, whole
 }
 
 // forget forgets failures of what is no longer wanted as it was.
@@ -272,7 +289,7 @@ func (r *reconciler[T]) forget(want State) {
 	forgetApart(r.failed, r.want.FDB, want.FDB, fdbEntry)
 }
 
-func forgetApart[E any](failed map[entry]error, before, now []*E, of func(*E) entry) {
+func forgetApart[E any](failed map[entry]refusal, before, now []*E, of func(*E) entry) {
 	before, now = apart(before, now)
 	for _, e := range slices.Concat(before, now) {
 		delete(failed, of(e))
@@ -281,35 +298,36 @@ func forgetApart[E any](failed map[entry]error, before, now []*E, of func(*E) en
 
 // read reads all tables, works out the State and makes its device what it ought
 // to be, if it can: device says why not.
-func (r *reconciler[T]) read(input T) (want State, faults []error, device, err error) {
+func (r *reconciler[T]) read(input T, c *Comparison) (want State, device, err error) {
 	r.watcher.take() // it is about what is read now
 	mine, err := r.readLinks()
 	if err != nil {
-		return want, nil, nil, err
+		return want, nil, err
 	}
 	h, host, err := r.readRoutes()
 	if err != nil {
-		return want, nil, nil, err
+		return want, nil, err
 	}
 	r.have = h
 	if !host.same(r.host) {
 		r.host = host // a plan that knows r.host need not look at all peers again
 	}
-	want, faults = r.plan(input, r.host)
+	want, c.Faults = r.plan(input, r.host)
 	r.devs = want.devices()
 
 	index, changed, device := r.ensureDevice(want.Device, mine)
+	c.Device = changed
 	r.device, r.index = want.Device, index
 	r.watcher.device.Store(index)
 	if changed { // and routes may have gone with it
 		if r.have, _, err = r.readRoutes(); err != nil {
-			return want, faults, device, err
+			return want, device, err
 		}
 	}
 	if index != 0 {
 		err = r.readEntries(&r.have, index)
 	}
-	return want, faults, device, err
+	return want, device, err
 }
 
 // sentence begins an error's text as a line of the log begins.

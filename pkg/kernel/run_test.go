@@ -87,9 +87,8 @@ type runner struct {
 	done   chan error
 	hold   chan struct{} // whoever has what is in it keeps Run from going on after a comparison
 
-	mu     sync.Mutex
-	times  int // that synced was called
-	failed []error
+	mu  sync.Mutex
+	all []Comparison // that synced was called with
 }
 
 func start(t *testing.T, h *lab.Host) *runner {
@@ -104,10 +103,9 @@ func startPlan(t *testing.T, h *lab.Host, plan Plan[State]) *runner {
 	go func() {
 		defer close(ended)
 		r.done <- h.Do(func() error {
-			return Run(ctx, testOwner, r.inputs, plan, func(failed []error) {
+			return Run(ctx, testOwner, r.inputs, plan, func(c Comparison) {
 				r.mu.Lock()
-				r.times++
-				r.failed = failed
+				r.all = append(r.all, c)
 				r.mu.Unlock()
 				r.hold <- <-r.hold
 			})
@@ -158,11 +156,14 @@ func (r *runner) stop(t *testing.T) {
 	}
 }
 
-// synced is how often Run has called synced, and with what at last.
+// synced is how often Run has called synced, and with which failures at last.
 func (r *runner) synced() (times int, failed []error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.times, r.failed
+	if len(r.all) == 0 {
+		return 0, nil
+	}
+	return len(r.all), r.all[len(r.all)-1].Failed
 }
 
 func (r *runner) awaitSynced(t *testing.T) {
