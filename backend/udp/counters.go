@@ -1,6 +1,11 @@
 package udp
 
-import "sync/atomic"
+import (
+	"math/bits"
+	"sync/atomic"
+
+	"flanneld/pkg/gso"
+)
 
 // Counters says what became of the packets, counted since the start.
 type Counters struct {
@@ -9,7 +14,7 @@ type Counters struct {
 	Sent, SentBytes uint64
 	// SentMessages are the messages that they were sent in: how many packets go
 	// in one says how well batches form.
-	SentMessages uint64
+	SentMessages Batches
 	// SendErrors are packets that the kernel refused to send to their peer.
 	SendErrors uint64
 	// TooLarge are packets that do not fit the path to their peer and must not be
@@ -34,7 +39,7 @@ type Counters struct {
 	// size without the datagram's own headers.
 	Received, ReceivedBytes uint64
 	// Writes are the writes to the device that they were given by.
-	Writes uint64
+	Writes Batches
 	// UnknownPeer are datagrams from an address that is no peer's PublicIP.
 	UnknownPeer uint64
 	// Malformed are datagrams of peers that are not one whole IPv4 packet.
@@ -52,16 +57,45 @@ type Counters struct {
 	Reopened uint64
 }
 
+// Batches counts batches by how many packets are in one: the first number is of
+// those with one packet, and each further one of those with up to twice as many as
+// the one before allows. The last has room for the largest that there are.
+type Batches [7]uint64
+
+// Total is how many batches there are in all.
+func (b Batches) Total() (n uint64) {
+	for _, some := range b {
+		n += some
+	}
+	return n
+}
+
+// That every batch has its place, or it does not compile.
+const _ = uint(1<<(len(Batches{})-1) - max(maxSegments, gso.MaxPackets))
+
+// batches is what Batches is a snapshot of.
+type batches [len(Batches{})]atomic.Uint64
+
+// add counts a batch of so many packets, at least one.
+func (b *batches) add(packets int) { b[bits.Len(uint(packets-1))].Add(1) }
+
+func (b *batches) snapshot() (now Batches) {
+	for i := range b {
+		now[i] = b[i].Load()
+	}
+	return now
+}
+
 // counters is what Counters is a snapshot of. Only the two workers write to it,
 // mostly once per message, so it costs the packet path next to nothing.
 type counters struct {
-	sent, sentBytes, sentMessages atomic.Uint64
+	sent, sentBytes               atomic.Uint64
+	sentMessages, writes          batches
 	sendErrors, tooLarge          atomic.Uint64
 	notIPv4, noSubnet, expired    atomic.Uint64
 	icmpSent, icmpHeld            atomic.Uint64
 	readErrors                    atomic.Uint64
 	received, receivedBytes       atomic.Uint64
-	writes                        atomic.Uint64
 	unknownPeer, malformed        atomic.Uint64
 	oversize, congested           atomic.Uint64
 	receiveErrors, deviceWriteErr atomic.Uint64
@@ -72,7 +106,7 @@ func (c *counters) snapshot() Counters {
 	return Counters{
 		Sent:          c.sent.Load(),
 		SentBytes:     c.sentBytes.Load(),
-		SentMessages:  c.sentMessages.Load(),
+		SentMessages:  c.sentMessages.snapshot(),
 		SendErrors:    c.sendErrors.Load(),
 		TooLarge:      c.tooLarge.Load(),
 		NotIPv4:       c.notIPv4.Load(),
@@ -83,7 +117,7 @@ func (c *counters) snapshot() Counters {
 		ReadErrors:    c.readErrors.Load(),
 		Received:      c.received.Load(),
 		ReceivedBytes: c.receivedBytes.Load(),
-		Writes:        c.writes.Load(),
+		Writes:        c.writes.snapshot(),
 		UnknownPeer:   c.unknownPeer.Load(),
 		Malformed:     c.malformed.Load(),
 		Oversize:      c.oversize.Load(),

@@ -104,7 +104,7 @@ func (in *inbound) write(h gso.Header, pieces [][]byte) {
 	if err == nil {
 		in.count.received.Add(uint64(len(pieces)))
 		in.count.receivedBytes.Add(uint64(bytes))
-		in.count.writes.Add(1)
+		in.count.writes.add(len(pieces))
 		return
 	}
 	if errors.Is(err, errDeviceLost) {

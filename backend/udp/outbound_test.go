@@ -200,7 +200,7 @@ func TestOutboundAnswers(t *testing.T) {
 			got.NoSubnet -= before.NoSubnet
 			got.Expired -= before.Expired
 			got.ICMPSent -= before.ICMPSent
-			got.SentMessages = 0
+			got.SentMessages = Batches{}
 			if got != tc.want {
 				t.Errorf("%s: %+v, want %+v", tc.name, got, tc.want)
 			}

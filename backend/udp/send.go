@@ -229,7 +229,7 @@ func (out *sender) sendmmsg(first, n int) (sent int, err error) {
 func (out *sender) sent(m message) {
 	out.count.sent.Add(uint64(m.n))
 	out.count.sentBytes.Add(uint64(m.bytes))
-	out.count.sentMessages.Add(1)
+	out.count.sentMessages.add(m.n)
 }
 
 // refused deals with the i-th message, which the kernel has refused to send.

@@ -220,11 +220,11 @@ func TestSenderAccounts(t *testing.T) {
 				}
 				b.large = nil
 				got := b.count.snapshot()
-				messages += int(got.SentMessages)
-				if offload && got.SentMessages > got.Sent/2 || !offload && got.SentMessages != got.Sent {
-					t.Fatalf("%d packets in %d messages", got.Sent, got.SentMessages)
+				messages += int(got.SentMessages.Total())
+				if offload && got.SentMessages.Total() > got.Sent/2 || !offload && got.SentMessages.Total() != got.Sent {
+					t.Fatalf("%d packets in %d messages", got.Sent, got.SentMessages.Total())
 				}
-				got.SentMessages = 0
+				got.SentMessages = Batches{}
 				if diff := cmp.Diff(want, got); diff != "" {
 					t.Fatalf("counters (-want +got):\n%s", diff)
 				}
@@ -263,7 +263,7 @@ func TestSenderFull(t *testing.T) {
 		}
 		b.flush()
 		b.has("127.0.0.2", want)
-		if got := b.count.snapshot(); got.Sent != uint64(tc.n) || tc.name == "messages" && got.SentMessages != got.Sent {
+		if got := b.count.snapshot(); got.Sent != uint64(tc.n) || tc.name == "messages" && got.SentMessages.Total() != got.Sent {
 			t.Errorf("%s: %+v", tc.name, got)
 		}
 	}
@@ -296,7 +296,7 @@ func TestSenderWithoutChecksumOffload(t *testing.T) {
 	}
 	b.flush()
 	b.has("127.0.0.2", want)
-	if diff := cmp.Diff(Counters{Sent: 5, SentBytes: 460, SentMessages: 5}, b.count.snapshot()); diff != "" {
+	if diff := cmp.Diff(Counters{Sent: 5, SentBytes: 460, SentMessages: Batches{5}}, b.count.snapshot()); diff != "" {
 		t.Errorf("counters (-want +got):\n%s", diff)
 	}
 }
