@@ -30,6 +30,13 @@ func (l *latest[T]) repeat() {
 	}
 }
 
+// last is the last value, the zero one if there is none.
+func (l *latest[T]) last() T {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.value
+}
+
 func (l *latest[T]) send() {
 	select {
 	case <-l.ch: // nobody needs the one before any more

@@ -23,6 +23,13 @@ func (h *leaseHealth) written(l subnet.Lease) {
 	h.ends = l.Expires
 }
 
+// end is when the lease ends, zero for a reservation.
+func (h *leaseHealth) end() time.Time {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.ends
+}
+
 // problem is an error once the lease should have been renewed long ago. A short
 // outage of the store is none: the lease outlives it.
 func (h *leaseHealth) problem() error {

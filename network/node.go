@@ -2,6 +2,7 @@ package network
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
@@ -11,6 +12,7 @@ import (
 
 	"flanneld/backend"
 	"flanneld/network/firewall"
+	"flanneld/network/metrics"
 	"flanneld/network/status"
 	"flanneld/network/subnetfile"
 	"flanneld/pkg/extif"
@@ -34,7 +36,7 @@ type Options struct {
 	ForwardRules bool
 	// FirewallResync is how often the firewall rules are compared.
 	FirewallResync time.Duration
-	// HealthAddr is where /healthz is served, invalid for nowhere.
+	// HealthAddr is where /healthz and /metrics are served, invalid for nowhere.
 	HealthAddr netip.AddrPort
 	// Version is the daemon's, and Prefix where the store has the network, for who
 	// asks.
@@ -67,11 +69,20 @@ func Run(ctx context.Context, store subnet.Store, o Options) error {
 
 	g, ctx := errgroup.WithContext(ctx)
 	n := node{
-		Options: o, store: subnet.NewPatient(store, publicIP), impatient: store, iface: iface, publicIP: publicIP,
+		Options: o, impatient: store, iface: iface, publicIP: publicIP, metrics: metrics.New(o.Version),
 		health: newHealth(), self: &self{}, needed: make(chan struct{}, 1), started: time.Now(), group: g,
 	}
+	n.store = subnet.NewPatient(n.metrics.Count(store), publicIP)
 	n.self.node = status.Node{Interface: iface, PublicIP: publicIP, Prefix: o.Prefix}
 	n.health.remark(n.away)
+	n.metrics.Health(func() (healthy, ready bool) {
+		is := n.health.report()
+		return is.Healthy, is.Ready
+	})
+	n.metrics.Away(func() bool {
+		_, why := n.store.Away()
+		return why != nil
+	})
 	if err := n.serve(ctx); err != nil {
 		return err
 	}
@@ -88,6 +99,7 @@ type node struct {
 	iface     extif.Interface
 	publicIP  netip.Addr
 	health    *health
+	metrics   *metrics.Metrics
 	self      *self
 	needed    chan struct{} // memory, for an answer
 	started   time.Time
@@ -149,6 +161,9 @@ func (n node) join(ctx context.Context) error {
 	lease := leaseHealth{margin: n.RenewMargin}
 	lease.written(own)
 	n.health.check(lease.problem)
+	n.metrics.Lease(lease.end)
+	n.metrics.Leases(func() int { return len(forHolder.last()) })
+	n.metrics.Backend(b)
 	n.group.Go(func() error {
 		h := subnet.Holder{Store: n.store, Lease: own, Network: config.Network, Margin: n.RenewMargin}
 		h.Changed = func(l subnet.Lease) {
@@ -163,9 +178,13 @@ func (n node) join(ctx context.Context) error {
 	n.group.Go(func() error { return watch.run(ctx, n.store) })
 	n.group.Go(func() error { return logPeers(ctx, own.Subnet, forLog.ch) })
 	n.group.Go(func() error { return trimMemory(ctx, n.needed) })
+	n.health.set("firewall", list(errors.New("the rules have not been compared yet")))
 	n.group.Go(func() error {
 		k := firewall.Keeper{Network: config.Network, Own: own.Subnet, Before: before, Masq: n.IPMasq, Forward: n.ForwardRules, Resync: n.FirewallResync}
-		k.Compared = func(_ []string, err error) { n.health.set("firewall", list(err)) }
+		k.Compared = func(changes []string, err error) {
+			n.health.set("firewall", list(err))
+			n.metrics.Firewall(changes, err)
+		}
 		return k.Run(ctx)
 	})
 	var comparisons rounds
@@ -173,6 +192,7 @@ func (n node) join(ctx context.Context) error {
 		ready := false
 		return b.Run(ctx, own, forBackend.ch, func(c kernel.Comparison) {
 			n.health.set("data plane", c.Failed)
+			n.metrics.Compared(c)
 			comparisons.another()
 			if !ready {
 				ready = true

@@ -42,6 +42,7 @@ func (n node) serve(ctx context.Context) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("/healthz", n.health.serveHealthz)
 	mux.HandleFunc("/readyz", n.health.serveReadyz)
+	mux.Handle("/metrics", n.metrics.Handler())
 	if n.HealthAddr.IsValid() {
 		l, err := net.Listen("tcp", n.HealthAddr.String())
 		if err != nil {

@@ -12,7 +12,8 @@
 // device, socket.go the UDP socket, table.go says which host has which subnet,
 // path.go is the path packets take, with outbound.go and inbound.go for its two
 // ways (way.go) and workers.go for the goroutines that carry them, icmp.go what is
-// answered to packets that cannot be carried, counters.go what is counted on the way.
+// answered to packets that cannot be carried, counters.go what is counted on the way
+// and metrics.go how Prometheus is told.
 package udp
 
 import (

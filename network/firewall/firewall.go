@@ -4,7 +4,6 @@ package firewall
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"net/netip"
 	"strings"
@@ -41,7 +40,6 @@ type Keeper struct {
 // Without them the network works all the same, as far as the host's other rules
 // let it.
 func (k Keeper) Run(ctx context.Context) error {
-	k.Compared(nil, errors.New("the rules have not been compared yet"))
 	tables, err := k.findIPTables(ctx)
 	if err != nil {
 		return nil // ctx has ended
