@@ -44,7 +44,7 @@ each() {
 	"$1" 644 dist/flanneld.service "$unitdir/flanneld.service"
 	"$1" 644 README.md "$docdir/README.md"
 	"$1" 644 LICENSE "$docdir/LICENSE"
-	for file in dist/docker-flannel.conf dist/flanneld.env dist/sample_subnet.env dist/config/*.json dist/supervisor/*.ini; do
+	for file in dist/docker-flannel.conf dist/flanneld.env dist/sample_subnet.env dist/config/*.json dist/supervisor/*.ini dist/monitoring/*; do
 		[ ! -f "$file" ] || "$1" 644 "$file" "$docdir/${file#dist/}"
 	done
 }
@@ -84,7 +84,7 @@ case ${1-} in
 '') each put ;;
 uninstall)
 	each take
-	for directory in "$docdir/config" "$docdir/supervisor" "$docdir"; do
+	for directory in "$docdir/config" "$docdir/supervisor" "$docdir/monitoring" "$docdir"; do
 		# Not if there is something in it that was not installed.
 		rmdir "$DESTDIR$directory" 2>/dev/null
 	done

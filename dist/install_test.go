@@ -80,7 +80,7 @@ func listing(t *testing.T, dir string) map[string]string {
 func TestInstall(t *testing.T) {
 	here, there := sources(t), filepath.Join(t.TempDir(), "a 'dest' $dir")
 	want := map[string]string{}
-	for _, dir := range []string{"", "/bin", "/lib", "/lib/systemd", "/lib/systemd/system", "/share", "/share/doc", "/share/doc/flannel", "/share/doc/flannel/config"} {
+	for _, dir := range []string{"", "/bin", "/lib", "/lib/systemd", "/lib/systemd/system", "/share", "/share/doc", "/share/doc/flannel", "/share/doc/flannel/config", "/share/doc/flannel/monitoring"} {
 		want["/usr/local"+dir] = "drwxr-xr-x"
 	}
 	want["/usr"] = "drwxr-xr-x"
@@ -89,7 +89,8 @@ func TestInstall(t *testing.T) {
 	}
 	want["/usr/local/lib/systemd/system/flanneld.service"] = "-rw-r--r--"
 	for _, file := range []string{"README.md", "LICENSE", "docker-flannel.conf", "flanneld.env", "sample_subnet.env",
-		"config/udp.json", "config/host-gw.json", "config/vxlan.json", "config/vxlan-directrouting.json"} {
+		"config/udp.json", "config/host-gw.json", "config/vxlan.json", "config/vxlan-directrouting.json",
+		"monitoring/flannel-alerts.yml", "monitoring/flannel-dashboard.json"} {
 		want["/usr/local/share/doc/flannel/"+file] = "-rw-r--r--"
 	}
 	if _, err := os.Stat("supervisor"); err == nil {

@@ -6,6 +6,8 @@ import (
 	"maps"
 	"net/http"
 	"net/netip"
+	"os"
+	"regexp"
 	"runtime"
 	"strconv"
 	"strings"
@@ -223,4 +225,26 @@ func TestMetricsUDP(t *testing.T) {
 		`flannel_kernel_entries{kind="route",state="failed"}`:     is(0),
 		`flannel_healthy`: is(1),
 	})
+
+	// It has all that there is, so what alerts and dashboard look at.
+	all, err := scrape(h1)
+	c.Must(err)
+	served := map[string]bool{"up": true} // which is Prometheus' own
+	for name := range all {
+		name, _, _ = strings.Cut(name, "{")
+		served[name] = true
+	}
+	for _, file := range []string{"../../dist/monitoring/flannel-alerts.yml", "../../dist/monitoring/flannel-dashboard.json"} {
+		text, err := os.ReadFile(file)
+		c.Must(err)
+		names := regexp.MustCompile(`\b(flannel|process|go)_\w+|\bup\b`).FindAllString(string(text), -1)
+		if len(names) < 10 {
+			t.Errorf("%s looks at %q only", file, names)
+		}
+		for _, name := range names {
+			if !served[name] {
+				t.Errorf("%s looks at %s, which is not served", file, name)
+			}
+		}
+	}
 }

@@ -20,7 +20,7 @@ import (
 // newRoot. The path is from this directory, in which go test runs the tests.
 const tree = "../../bin/e2e/tree"
 
-func TestMain(m *testing.M) { lab.Main(m, append(cluster.Needs(), makeTree)...) }
+func TestMain(m *testing.M) { lab.Main(m, append(cluster.Needs(), makeTree, fetchPromtool)...) }
 
 // makeTree is the lab.Need for the tree.
 func makeTree(ctx context.Context, _ string) error {
