@@ -1,6 +1,7 @@
 package rtnl
 
 import (
+	"errors"
 	"net/netip"
 
 	"golang.org/x/sys/unix"
@@ -122,9 +123,13 @@ func (s *Socket) Routes(table uint32, each func(Route)) error {
 	if table <= 255 {
 		request[4] = uint8(table) // a filter, where the kernel knows of such
 	}
-	return s.dump(unix.RTM_GETROUTE, request, func(m Message) {
+	err := s.dump(unix.RTM_GETROUTE, request, func(m Message) {
 		if r, ok := ParseRoute(m.Data); ok && r.Table == table {
 			each(r)
 		}
 	})
+	if errors.Is(err, unix.ENOENT) { // the kernel makes a table for its first route
+		return nil
+	}
+	return err
 }
