@@ -82,8 +82,12 @@ type Tables struct {
 	output      func(ctx context.Context, stdin string, argv []string) (string, error)
 }
 
+// ErrNone says that the host has no iptables program.
+var ErrNone = errors.New("no iptables program in PATH or in /usr/sbin, /sbin, /usr/local/sbin: install the package iptables")
+
 // New finds the iptables program. An error means that the host has none that
-// works now; callers that can do without go on without.
+// works now, ErrNone that it has none at all; callers that can do without go on
+// without.
 func New(ctx context.Context) (*Tables, error) {
 	// Daemons are at times started with a PATH that has no sbin directory.
 	for _, path := range []string{"iptables", "/usr/sbin/iptables", "/sbin/iptables", "/usr/local/sbin/iptables"} {
@@ -91,7 +95,7 @@ func New(ctx context.Context) (*Tables, error) {
 			return NewWith(ctx, path)
 		}
 	}
-	return nil, errors.New("no iptables program in PATH or in /usr/sbin, /sbin, /usr/local/sbin: install the package iptables")
+	return nil, ErrNone
 }
 
 // NewWith is New for the iptables program of the given name or path, for hosts
@@ -182,6 +186,19 @@ func (t *Tables) takenOver(table string) {
 // that chains name. A table that cannot be put right does not keep the others
 // from it; err then has the reasons, and the next Sync tries again.
 func (t *Tables) Sync(ctx context.Context, chains []Chain) (changes []string, err error) {
+	return eachTable(chains, func(table string, chains []Chain) ([]string, error) { return t.syncTable(ctx, table, chains) })
+}
+
+// Plan says what Sync would change first, in the same words, and changes nothing.
+func (t *Tables) Plan(ctx context.Context, chains []Chain) (changes []string, err error) {
+	return eachTable(chains, func(table string, chains []Chain) ([]string, error) {
+		_, changes, err := t.plan(ctx, table, chains)
+		return changes, err
+	})
+}
+
+// eachTable hands the chains to f, those of one table at a time.
+func eachTable(chains []Chain, f func(table string, chains []Chain) ([]string, error)) (changes []string, err error) {
 	var tables []string
 	byTable := make(map[string][]Chain)
 	for _, c := range chains {
@@ -191,7 +208,7 @@ func (t *Tables) Sync(ctx context.Context, chains []Chain) (changes []string, er
 		byTable[c.Table] = append(byTable[c.Table], c)
 	}
 	for _, table := range tables {
-		did, tableErr := t.syncTable(ctx, table, byTable[table])
+		did, tableErr := f(table, byTable[table])
 		changes = append(changes, did...)
 		switch {
 		case tableErr == nil:
@@ -213,18 +230,9 @@ func (t *Tables) Sync(ctx context.Context, chains []Chain) (changes []string, er
 // whole step fails, and is worked out anew, rather than hit another's rule.
 func (t *Tables) syncTable(ctx context.Context, table string, chains []Chain) (changes []string, err error) {
 	for try := 0; ; try++ {
-		text, err := t.command(ctx, "", t.listing(table))
+		script, todo, err := t.plan(ctx, table, chains)
 		if err != nil {
-			return changes, fmt.Errorf("listing the iptables table %s: %w", table, err)
-		}
-		have := parse(text)
-		if len(have.names) == 0 {
-			return changes, fmt.Errorf("listing the iptables table %s: %s printed %s, which is no table: see whether that is the iptables of its package",
-				table, strings.Join(t.listing(table), " "), excerpt(text))
-		}
-		script, todo, err := plan(table, have, chains, t.takeOver(table))
-		if err != nil {
-			return changes, fmt.Errorf("working out the iptables table %s: %w", table, err)
+			return changes, err
 		}
 		if script == "" {
 			t.takenOver(table)
@@ -245,6 +253,39 @@ func (t *Tables) syncTable(ctx context.Context, table string, chains []Chain) (c
 		t.takenOver(table)
 		changes = append(changes, todo...)
 	}
+}
+
+// plan is plan for a table as it is now.
+func (t *Tables) plan(ctx context.Context, table string, chains []Chain) (script string, changes []string, err error) {
+	have, err := t.look(ctx, table)
+	if err != nil {
+		return "", nil, err
+	}
+	script, changes, err = plan(table, have, chains, t.takeOver(table))
+	if err != nil {
+		return "", nil, fmt.Errorf("working out the iptables table %s: %w", table, err)
+	}
+	return script, changes, nil
+}
+
+// Rules are those of a table, by chain, in the form of Chain.Rules.
+func (t *Tables) Rules(ctx context.Context, table string) (map[string][]string, error) {
+	have, err := t.look(ctx, table)
+	return have.rules, err
+}
+
+// look reads a table.
+func (t *Tables) look(ctx context.Context, table string) (listing, error) {
+	text, err := t.command(ctx, "", t.listing(table))
+	if err != nil {
+		return listing{}, fmt.Errorf("listing the iptables table %s: %w", table, err)
+	}
+	have := parse(text)
+	if len(have.names) == 0 {
+		return listing{}, fmt.Errorf("listing the iptables table %s: %s printed %s, which is no table: see whether that is the iptables of its package",
+			table, strings.Join(t.listing(table), " "), excerpt(text))
+	}
+	return have, nil
 }
 
 // Run does Sync at once and then every interval, until ctx ends; an interval of

@@ -7,6 +7,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -40,6 +41,23 @@ func newFake() *fake {
 		return "", f.restored(stdin)
 	}
 	return f
+}
+
+// A plan is what Sync then does, and nothing is done yet.
+func TestPlanChangesNothing(t *testing.T) {
+	f := newFake()
+	left := strings.Replace(rightTable, "-A POSTROUTING -j OURS\n", "-A POSTROUTING -j OURS\n-A POSTROUTING -s 10.9.0.0/16 -j RETURN\n", 1)
+	text := left
+	f.listing = func() (string, error) { return text, nil }
+	f.restored = func(string) error { text = rightTable; return nil }
+	f.TakeOver(testLeftovers)
+	planned, err := f.Plan(t.Context(), testChains)
+	if err != nil || len(planned) != 1 || text != left || strings.Contains(strings.Join(f.commands, "; "), "restore") {
+		t.Errorf("planned %q, error %v, and ran %q", planned, err, f.commands)
+	}
+	if changes, err := f.Sync(t.Context(), testChains); err != nil || !slices.Equal(changes, planned) {
+		t.Errorf("changed %q, error %v, and planned %q", changes, err, planned)
+	}
 }
 
 // Every five seconds on every host: it has to be cheap.
@@ -183,6 +201,21 @@ func TestInLegacy(t *testing.T) {
 		if got := look(); got != "" {
 			t.Errorf("with nothing there: %s", got)
 		}
+		legacy := func() (there, nat, mangle bool) {
+			t.Helper()
+			l, err := tables.Legacy(t.Context())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if l == nil {
+				l = tables
+			}
+			return l != tables, l.Has("nat"), l.Has("mangle")
+		}
+		nft := program == "iptables-nft"
+		if there, nat, mangle := legacy(); there || nat != nft || mangle != nft {
+			t.Errorf("with nothing there, iptables-legacy is there: %t, nat: %t, mangle: %t", there, nat, mangle)
+		}
 		script := "*nat\n:OURS - [0:0]\n:MORE - [0:0]\n:THEIRS - [0:0]\n" + rightTable[strings.Index(rightTable, "-A"):] +
 			"-A POSTROUTING -s 10.9.0.0/16 -j RETURN\nCOMMIT\n*filter\n-A OUTPUT -s 10.9.0.0/16 -j ACCEPT\n-A OUTPUT -d 10.9.0.0/16 -j ACCEPT\nCOMMIT\n"
 		if _, err := tables.command(t.Context(), script, []string{"iptables-legacy-restore", "--noflush"}); err != nil {
@@ -194,6 +227,9 @@ func TestInLegacy(t *testing.T) {
 		}
 		if got := look(); got != want {
 			t.Errorf("found %q, want %q", got, want)
+		}
+		if there, nat, mangle := legacy(); there != nft || !nat || mangle {
+			t.Errorf("iptables-legacy is there: %t, nat: %t, mangle: %t", there, nat, mangle)
 		}
 	})
 }

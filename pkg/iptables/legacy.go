@@ -1,7 +1,6 @@
 package iptables
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"maps"
@@ -21,10 +20,7 @@ import (
 // Where there is nothing to look at, nothing is found. It runs one process if
 // there are tables of iptables-legacy, and none otherwise.
 func (t *Tables) InLegacy(ctx context.Context, chains []Chain, leftovers []Leftover) (found []string, err error) {
-	// Asking iptables-legacy itself would load its kernel modules. This file is
-	// there, with something in it, only when they are loaded and in use.
-	names, err := os.ReadFile("/proc/thread-self/net/ip_tables_names")
-	if !t.nft || err != nil || len(bytes.TrimSpace(names)) == 0 {
+	if !t.nft || len(legacyTables()) == 0 {
 		return nil, nil
 	}
 	save, err := exec.LookPath(filepath.Join(filepath.Dir(t.path), "iptables-legacy-save"))
@@ -36,6 +32,34 @@ func (t *Tables) InLegacy(ctx context.Context, chains []Chain, leftovers []Lefto
 		return nil, fmt.Errorf("looking for rules in iptables-legacy: %w", err)
 	}
 	return inSaved(text, chains, leftovers), nil
+}
+
+// Legacy is the host's iptables-legacy, where these Tables are iptables-nft and it
+// is in use beside them, as InLegacy has it; otherwise nil.
+func (t *Tables) Legacy(ctx context.Context) (*Tables, error) {
+	if !t.nft || len(legacyTables()) == 0 {
+		return nil, nil
+	}
+	path := filepath.Join(filepath.Dir(t.path), "iptables-legacy")
+	if _, err := exec.LookPath(path); err != nil {
+		return nil, nil
+	}
+	return NewWith(ctx, path)
+}
+
+// Has reports whether a table can be looked at without making it. One that cannot
+// is empty.
+func (t *Tables) Has(table string) bool { return t.nft || slices.Contains(legacyTables(), table) }
+
+// legacyTables are the tables of iptables-legacy that are in use. Asking it itself
+// would load its kernel modules and make the table; the kernel's own list, which is
+// there when they are loaded, does neither.
+func legacyTables() []string {
+	names, err := os.ReadFile("/proc/thread-self/net/ip_tables_names")
+	if err != nil {
+		return nil
+	}
+	return strings.Fields(string(names))
 }
 
 // inSaved is InLegacy for what iptables-save prints.
