@@ -134,6 +134,14 @@ func Chains(network, own netip.Prefix, masq, forward, randomFully bool) []iptabl
 	return append(chains, fwd)
 }
 
+// Absent asks for none of the chains that Chains asks for.
+func Absent() []iptables.Chain {
+	return []iptables.Chain{
+		{Table: "nat", Name: postroutingChain, Absent: true},
+		{Table: "filter", Name: forwardChain, Absent: true},
+	}
+}
+
 // postroutingRules are the rules for source addresses. nat chains see the first
 // packet of each connection. In them RETURN leaves the packet to the rules
 // behind the jump, dockerd's and kube-proxy's among them, while ACCEPT ends the

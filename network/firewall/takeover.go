@@ -50,6 +50,42 @@ func Leftovers(networks ...netip.Prefix) []iptables.Leftover {
 	}}
 }
 
+// Networks are those that the rules of these tables, by chain, tell to be flannel's
+// without a doubt: the network of our own chains, and one that is masqueraded as
+// daemons from v0.7 to v0.11 did it, with all the rules that each of them had.
+func Networks(nat, filter map[string][]string) (all []netip.Prefix) {
+	add := func(text string) {
+		if n, err := netip.ParsePrefix(text); err == nil && !slices.Contains(all, n) {
+			all = append(all, n)
+		}
+	}
+	for _, rule := range filter[forwardChain] {
+		if n := strings.Fields(rule); len(n) == 4 && n[0] == "-s" && slices.Contains(filter[forwardChain], "-d "+n[1]+" -j ACCEPT") {
+			add(n[1])
+		}
+	}
+	for _, rule := range nat[postroutingChain] {
+		if n := strings.Fields(rule); len(n) == 6 && n[0] == "-s" && n[2] == "-d" && n[5] == "ACCEPT" {
+			add(n[3])
+		}
+	}
+	old := nat["POSTROUTING"]
+	for _, rule := range old {
+		n := strings.Fields(rule)
+		if len(n) != 6 || rule != fmt.Sprintf("-s %[1]s -d %[1]s -j RETURN", n[1]) {
+			continue
+		}
+		has := func(format string) bool {
+			rule := fmt.Sprintf(format, n[1])
+			return slices.Contains(old, rule) || slices.Contains(old, rule+" --random-fully")
+		}
+		if has("-s %s ! -d 224.0.0.0/4 -j MASQUERADE") && has("! -s %[1]s -d %[1]s -j MASQUERADE") {
+			add(n[1])
+		}
+	}
+	return all
+}
+
 // oldMasqRule reports whether a rule is one of those that --ip-masq made.
 func oldMasqRule(rule string, network netip.Prefix) bool {
 	switch rule {

@@ -28,6 +28,43 @@ func found(t *testing.T, table, chain string, rules []string, networks ...netip.
 	return out
 }
 
+// The networks are read from our own chains, and from rules that only an older daemon
+// has all of.
+func TestNetworks(t *testing.T) {
+	old := []string{
+		"-s 10.1.0.0/16 -d 10.1.0.0/16 -j RETURN",
+		"-s 10.1.0.0/16 ! -d 224.0.0.0/4 -j MASQUERADE",
+		"! -s 10.1.0.0/16 -d 10.1.0.0/16 -j MASQUERADE",
+	}
+	own := Chains(netip.MustParsePrefix("10.7.0.0/16"), netip.MustParsePrefix("10.7.3.0/24"), true, true, true)
+	for _, test := range []struct {
+		name        string
+		nat, filter map[string][]string
+		want        string
+	}{
+		{"nothing", nil, nil, ""},
+		{"our masquerading", map[string][]string{postroutingChain: own[0].Rules}, nil, "10.7.0.0/16"},
+		{"our forwarding", nil, map[string][]string{forwardChain: own[1].Rules}, "10.7.0.0/16"},
+		{"half of it", nil, map[string][]string{forwardChain: own[1].Rules[:1]}, ""},
+		{"others' chains", map[string][]string{"OTHERS": own[0].Rules}, map[string][]string{"FORWARD": own[1].Rules}, ""},
+		{"an older daemon's", map[string][]string{"POSTROUTING": old}, nil, "10.1.0.0/16"},
+		{"of v0.11", map[string][]string{"POSTROUTING": {old[0], old[1] + " --random-fully", old[2] + " --random-fully"}}, nil, "10.1.0.0/16"},
+		{"without the first", map[string][]string{"POSTROUTING": old[1:]}, nil, ""},
+		{"without the second", map[string][]string{"POSTROUTING": {old[0], old[2]}}, nil, ""},
+		{"without the third", map[string][]string{"POSTROUTING": old[:2]}, nil, ""},
+		{"of several networks", map[string][]string{"POSTROUTING": {old[0], strings.ReplaceAll(old[1], "10.1.", "10.2."), old[2]}}, nil, ""},
+		{"both", map[string][]string{"POSTROUTING": old, postroutingChain: own[0].Rules}, map[string][]string{forwardChain: own[1].Rules}, "10.7.0.0/16 10.1.0.0/16"},
+	} {
+		var got []string
+		for _, n := range Networks(test.nat, test.filter) {
+			got = append(got, n.String())
+		}
+		if strings.Join(got, " ") != test.want {
+			t.Errorf("%s: %v, want %s", test.name, got, test.want)
+		}
+	}
+}
+
 // Each is looked at among all others: what is left is not ours.
 func TestLeftoverMasqRules(t *testing.T) {
 	before := netip.MustParsePrefix("10.2.0.0/20")

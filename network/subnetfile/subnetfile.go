@@ -169,6 +169,18 @@ func HostHasMAC(mac string) bool {
 	return false
 }
 
+// Files are those of the files of a subnet file's name that a daemon has written and
+// are there. A subnet file that does not tell the Network is one that an operator
+// wrote, for the first start.
+func Files(name string) (written []string) {
+	for _, file := range []string{name, Beside(name)} {
+		if _, err := os.Stat(file); err == nil && (file != name || Network(name).IsValid()) {
+			written = append(written, file)
+		}
+	}
+	return written
+}
+
 // replaceFile writes a file whole or not at all, readable by all, and makes its
 // directory if it is missing.
 func replaceFile(name, text string) (err error) {

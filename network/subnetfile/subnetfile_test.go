@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -88,6 +89,33 @@ func TestNetwork(t *testing.T) {
 	if got := Network(name + ".none"); got.IsValid() {
 		t.Errorf("without a file: %v", got)
 	}
+}
+
+// A subnet file that an operator wrote by hand is not the daemon's.
+func TestFiles(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "subnet.env")
+	write := func(file, text string) {
+		t.Helper()
+		if err := os.WriteFile(file, []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	check := func(want ...string) {
+		t.Helper()
+		if got := Files(name); !slices.Equal(got, want) {
+			t.Errorf("%q, want %q", got, want)
+		}
+	}
+	check()
+	write(name, "FLANNEL_SUBNET=10.1.74.1/24\n")
+	check()
+	write(name+".lease", "{}")
+	write(name+".bak", "")
+	check(name + ".lease")
+	if err := Write(name, netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("10.1.74.0/24"), 1450, true); err != nil {
+		t.Fatal(err)
+	}
+	check(name, name+".lease")
 }
 
 // What is remembered over a restart, and by whom it is believed.
