@@ -35,7 +35,7 @@ var daemon = command{
 
 // commands are all others, in the order in which help lists them.
 func commands() []command {
-	return []command{statusCommand, leasesCommand}
+	return []command{statusCommand(), leasesCommand(), cleanupCommand()}
 }
 
 // choose finds the command that a command line is for, and what follows its name.

@@ -17,6 +17,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"flanneld/network"
+	"flanneld/network/cleanup"
 	"flanneld/subnet"
 	"flanneld/subnet/etcdv2"
 )
@@ -29,9 +30,10 @@ type options struct {
 	// etcdGiven says that somebody has said where etcd is.
 	etcdGiven bool
 
-	// Of the commands.
-	status statusOptions
-	leases leasesOptions
+	// What the commands' own flags set.
+	status  statusOptions
+	leases  leasesOptions
+	cleanup cleanup.Options
 }
 
 // envPrefix precedes a flag's name, in capitals and with underscores, in the

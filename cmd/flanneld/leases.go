@@ -13,14 +13,16 @@ import (
 	"flanneld/subnet/etcdv2"
 )
 
-var leasesCommand = command{
-	name:    "leases",
-	summary: "all leases of the network, and how full it is",
-	about: `lists all leases of the network in etcd, with the time left or "reserved", and how
+func leasesCommand() command {
+	return command{
+		name:    "leases",
+		summary: "all leases of the network, and how full it is",
+		about: `lists all leases of the network in etcd, with the time left or "reserved", and how
 full the network is. It asks the daemon that runs on this host; where none does, or
 --etcd-endpoints is given, it asks etcd itself, by the flags of the daemon.`,
-	flags: func(fs *flag.FlagSet, o *options) { outputFlag(fs, &o.leases.output) },
-	run:   runLeases,
+		flags: func(fs *flag.FlagSet, o *options) { outputFlag(fs, &o.leases.output) },
+		run:   runLeases,
+	}
 }
 
 // leasesOptions are the flags of leases.

@@ -42,20 +42,22 @@ type statusOptions struct {
 	all     bool
 }
 
-var statusCommand = command{
-	name:    "status",
-	summary: "how this host and its peers are; exit status 1 if anything is wrong",
-	about: `shows how this host's network is: daemon, lease, config, etcd, and of each peer
+func statusCommand() command {
+	return command{
+		name:    "status",
+		summary: "how this host and its peers are; exit status 1 if anything is wrong",
+		about: `shows how this host's network is: daemon, lease, config, etcd, and of each peer
 how it is reached, whether route, neighbour and FDB entry are right in the kernel,
 and whether it answers. It asks the daemon that runs on this host; where none does it
 goes by the flags of the daemon, to be given as there. Exit status 0 when all is well,
 1 when not, or when it cannot be found out.`,
-	flags: func(fs *flag.FlagSet, o *options) {
-		outputFlag(fs, &o.status.output)
-		fs.BoolVar(&o.status.noProbe, "no-probe", false, "do not ask the peers whether they answer")
-		fs.BoolVar(&o.status.all, "all", false, "list all peers, also of many those that nothing is wrong with")
-	},
-	run: runStatus,
+		flags: func(fs *flag.FlagSet, o *options) {
+			outputFlag(fs, &o.status.output)
+			fs.BoolVar(&o.status.noProbe, "no-probe", false, "do not ask the peers whether they answer")
+			fs.BoolVar(&o.status.all, "all", false, "list all peers, also of many those that nothing is wrong with")
+		},
+		run: runStatus,
+	}
 }
 
 // settling is how long what is wrong may be a change under way: a lease that has
