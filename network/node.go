@@ -188,11 +188,13 @@ func (n node) join(ctx context.Context) error {
 		return k.Run(ctx)
 	})
 	var comparisons rounds
+	repairs := newRepairLog()
 	n.group.Go(func() error {
 		ready := false
 		return b.Run(ctx, own, forBackend.ch, func(c kernel.Comparison) {
 			n.health.set("data plane", c.Failed)
 			n.metrics.Compared(c)
+			repairs.compared(c, time.Now())
 			comparisons.another()
 			if !ready {
 				ready = true

@@ -208,6 +208,11 @@ func TestStatusTrouble(t *testing.T) {
 		h1.Run("ip", "route", "del", "blackhole", "10.1.2.0/24", "proto", "static")
 		well()
 	})
+	t.Run("a route deleted", func(t *testing.T) {
+		h1.Run("ip", "route", "del", "10.1.2.0/24")
+		c.Must(h1.Daemon.WaitLog(`Put right in the kernel: 1 route\n`, 10*time.Second))
+		well()
+	})
 	t.Run("a device in the way", func(t *testing.T) {
 		h1.Run("sh", "-ec", "ip link set flannel.1 down; ip link set flannel.1 name old; ip link add flannel.1 type bridge")
 		awaitStatus(t, h1, "a device", problem("device flannel.1: "), "--no-probe")
