@@ -54,7 +54,7 @@ func choose(opts Options, regexes []*regexp.Regexp, host snapshot) (Interface, e
 		if !l.up {
 			klog.Warningf("%s chose interface %s, which is down: no traffic between hosts until it is up (ip link set %s up)", asked, l.name, l.name)
 		}
-		i := Interface{Name: l.name, Index: l.index, MTU: l.mtu, MAC: l.mac, Addr: addr}
+		i := Interface{Name: l.name, Index: l.index, MTU: l.mtu, MAC: l.mac, Addr: addr, Up: l.up, Chosen: asked}
 		for _, a := range l.addrs {
 			i.Addrs = append(i.Addrs, a.prefix)
 		}
@@ -135,7 +135,7 @@ func choose(opts Options, regexes []*regexp.Regexp, host snapshot) (Interface, e
 		case len(l.addrs) == 0:
 			failed = append(failed, fmt.Sprintf("%s%s leads through %s, which has no IPv4 address; name another interface with --iface", asked, hint, l.name))
 		default:
-			return take(asked, l, l.prefer(opts.PublicIP, nil))
+			return take(asked+hint, l, l.prefer(opts.PublicIP, nil))
 		}
 	}
 	return Interface{}, errors.New(strings.Join(failed, "; ") + "; there are: " + host.String())

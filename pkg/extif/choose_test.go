@@ -143,12 +143,39 @@ func TestChooseFields(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := Interface{Name: "eth0", Index: 2, MTU: 1500, MAC: "02:00:00:00:00:02", Addr: netip.MustParseAddr("10.4.7.21")}
+	want := Interface{Name: "eth0", Index: 2, MTU: 1500, MAC: "02:00:00:00:00:02", Addr: netip.MustParseAddr("10.4.7.21"),
+		Up: true, Chosen: "the IPv4 default route of lowest metric (50)"}
 	for _, p := range []string{"169.254.7.7/16", "10.4.7.99/24", "10.4.7.21/24", "10.4.7.100/32"} {
 		want.Addrs = append(want.Addrs, netip.MustParsePrefix(p))
 	}
 	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// Whoever shows the choice can say why it was made, and that it is of no use yet.
+func TestChosen(t *testing.T) {
+	single := testHost()
+	single.defaults = single.defaults[:1]
+	for _, test := range []struct {
+		opts Options
+		host snapshot
+		want string
+		down bool
+	}{
+		{Options{}, single, "the IPv4 default route", false},
+		{Options{Ifaces: []string{"eth7", "eth2"}}, testHost(), "--iface=eth2", true},
+		{Options{Ifaces: []string{"10.4.7.99"}}, testHost(), "--iface=10.4.7.99", false},
+		{Options{Regexes: []string{"th1$"}}, testHost(), "--iface-regex=th1$", false},
+	} {
+		regexes, err := test.opts.compile()
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := choose(test.opts, regexes, test.host)
+		if err != nil || got.Chosen != test.want || got.Up == test.down {
+			t.Errorf("%+v: chosen by %q, up: %v, error %v; want %q", test.opts, got.Chosen, got.Up, err, test.want)
+		}
 	}
 }
 

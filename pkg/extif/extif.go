@@ -25,6 +25,11 @@ type Interface struct {
 	Addrs []netip.Prefix
 	// MAC is empty on interfaces without a link-layer address.
 	MAC string
+	// Up says that it was up when it was chosen.
+	Up bool
+	// Chosen is what it was chosen by, such as "--iface=eth0" or "the IPv4 default
+	// route".
+	Chosen string
 }
 
 // Options say how to choose. What is named first wins: Ifaces in their order,
