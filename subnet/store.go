@@ -73,6 +73,9 @@ type Member struct {
 	// why that is; nil for one that answers and is part of its cluster.
 	Took time.Duration
 	Err  error
+	// Ahead is by how much its clock is ahead of this host's, to the second or two;
+	// zero where its answer does not tell.
+	Ahead time.Duration
 }
 
 // Store is the shared store, holding one network config and the leases under

@@ -21,8 +21,8 @@ func (s *Store) Members(ctx context.Context) []subnet.Member {
 	for i, root := range s.roots {
 		wg.Go(func() {
 			began := time.Now()
-			err := s.members.leader(ctx, root, s.authorize)
-			all[i] = subnet.Member{Endpoint: root, Took: time.Since(began), Err: err}
+			ahead, err := s.members.leader(ctx, root, s.authorize)
+			all[i] = subnet.Member{Endpoint: root, Took: time.Since(began), Err: err, Ahead: ahead}
 			if last := s.members.latest.Load(); last != nil {
 				all[i].InUse = last.root == root
 			}
@@ -32,27 +32,31 @@ func (s *Store) Members(ctx context.Context) []subnet.Member {
 	return all
 }
 
-// leader asks a member who the leader is, and returns why there is no answer. What
-// is known of the members for the daemon's own requests is not touched.
-func (m *members) leader(ctx context.Context, root string, authorize func(*http.Request)) error {
+// leader asks a member who the leader is, and returns by how much the member's clock
+// is ahead, or why there is no answer. What is known of the members for the daemon's
+// own requests is not touched.
+func (m *members) leader(ctx context.Context, root string, authorize func(*http.Request)) (ahead time.Duration, err error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, root+"/v2/members/leader", nil)
 	if err != nil {
-		return err
+		return 0, err
 	}
 	authorize(req)
 	began := time.Now()
 	resp, err := m.http.RoundTrip(req)
 	switch {
 	case err != nil && ctx.Err() != nil:
-		return fmt.Errorf("no answer within %v", time.Since(began).Round(100*time.Millisecond))
+		return 0, fmt.Errorf("no answer within %v", time.Since(began).Round(100*time.Millisecond))
 	case err != nil:
 		// The endpoint is named beside it.
-		return fmt.Errorf("%s", strings.TrimPrefix(m.files.failure(root, err, !m.passed.met(root)).Error(), root+": "))
+		return 0, fmt.Errorf("%s", strings.TrimPrefix(m.files.failure(root, err, !m.passed.met(root)).Error(), root+": "))
 	}
 	defer resp.Body.Close()
+	if date, err := http.ParseTime(resp.Header.Get("Date")); err == nil {
+		ahead = time.Until(date).Round(time.Second)
+	}
 	text, _ := io.ReadAll(io.LimitReader(resp.Body, 4096))
 	if resp.StatusCode >= http.StatusInternalServerError {
-		return fmt.Errorf("it answers %s%s", resp.Status, reason(text))
+		return ahead, fmt.Errorf("it answers %s%s", resp.Status, reason(text))
 	}
-	return nil
+	return ahead, nil
 }
