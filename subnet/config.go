@@ -197,7 +197,7 @@ func (c Config) Subnets() uint64 {
 	return prefix.Index(c.Network, c.SubnetMax) - prefix.Index(c.Network, c.SubnetMin) + 1
 }
 
-// Free is how many subnets may be leased and are not, given all leases.
+// Free is how many of Subnets overlap none of these leases.
 func (c Config) Free(leases []*Lease) uint64 { return newTaken(c, leases).free() }
 
 // Nth is the subnet with n others before it among those that may be leased. n

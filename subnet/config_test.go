@@ -112,6 +112,21 @@ func TestUnknownFields(t *testing.T) {
 	}
 }
 
+// A lease of another length takes all subnets that it overlaps, one outside none.
+func TestFree(t *testing.T) {
+	c, err := ParseConfig(`{"Network": "10.1.0.0/16", "SubnetMin": "10.1.10.0", "SubnetMax": "10.1.20.0"}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var leases []*Lease
+	for _, p := range []string{"10.1.10.0/24", "10.1.12.0/23", "10.1.13.0/24", "10.1.15.128/25", "10.1.9.0/24", "10.2.11.0/24"} {
+		leases = append(leases, &Lease{Subnet: netip.MustParsePrefix(p)})
+	}
+	if all, free := c.Free(nil), c.Free(leases); all != 11 || free != 7 {
+		t.Errorf("%d are free of %d, want 7 of 11", free, all)
+	}
+}
+
 func TestFits(t *testing.T) {
 	c, err := ParseConfig(`{"Network": "10.1.0.0/16", "SubnetMin": "10.1.10.0", "SubnetMax": "10.1.20.0"}`)
 	if err != nil {
