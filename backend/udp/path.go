@@ -102,26 +102,37 @@ func (p *path) free() error {
 // way.
 func (p *path) describe() string {
 	text := "packets one by one"
-	var lacks []string
 	switch {
 	case p.sock.cuts && p.sock.joins:
 		text = "up to 64 KiB of TCP at once"
 	case p.sock.cuts:
 		text = "up to 64 KiB of TCP at once to peers"
-		lacks = append(lacks, "UDP_GRO (Linux 5.0)")
 	case p.sock.joins:
 		text = "up to 64 KiB of TCP at once from peers"
-		lacks = append(lacks, "UDP_SEGMENT (Linux 4.18)")
-	default:
-		lacks = append(lacks, "UDP_SEGMENT and UDP_GRO (Linux 5.0)")
 	}
 	if p.dev.datagrams {
 		text = strings.Replace(text, "TCP", "TCP or datagrams", 1)
-	} else {
-		lacks = append(lacks, "segmentation of datagrams on TUN devices (Linux 6.2)")
 	}
-	if len(lacks) > 0 {
-		text += "; the kernel lacks " + strings.Join(lacks, " and ")
+	if lacks := lacks(p.sock, p.dev); lacks != "" {
+		text += "; the kernel lacks " + lacks
 	}
 	return text
+}
+
+// lacks is what would carry packets faster and the kernel does not have, empty if
+// it has all.
+func lacks(sock *socket, dev *device) string {
+	var all []string
+	switch {
+	case !sock.cuts && !sock.joins:
+		all = append(all, "UDP_SEGMENT and UDP_GRO (Linux 5.0)")
+	case !sock.joins:
+		all = append(all, "UDP_GRO (Linux 5.0)")
+	case !sock.cuts:
+		all = append(all, "UDP_SEGMENT (Linux 4.18)")
+	}
+	if !dev.datagrams {
+		all = append(all, "segmentation of datagrams on TUN devices (Linux 6.2)")
+	}
+	return strings.Join(all, " and ")
 }
