@@ -75,6 +75,7 @@ type Tables struct {
 	restore []string // program and options, reads what to do from its input
 
 	path        string
+	version     string // in the program's own words
 	nft         bool
 	randomFully bool
 	leftovers   []Leftover
@@ -129,6 +130,7 @@ func NewWith(ctx context.Context, path string) (*Tables, error) {
 	if err != nil {
 		return nil, fmt.Errorf("asking %s for its version: %w", path, err)
 	}
+	t.version = strings.TrimPrefix(excerpt(version), "iptables ")
 	t.nft = strings.Contains(version, "nf_tables")
 	t.randomFully = ipt.HasRandomFully()
 	// Both programs wait for the lock only when told to. Before 1.6.2
@@ -154,6 +156,13 @@ func atLeast(ipt *goiptables.IPTables, major, minor, patch int) bool {
 	}
 	return c >= patch
 }
+
+// String names the program and its version, as in "/usr/sbin/iptables v1.8.9
+// (nf_tables)".
+func (t *Tables) String() string { return t.path + " " + t.version }
+
+// NFT reports whether the rules are those of nf_tables, and not of iptables-legacy.
+func (t *Tables) NFT() bool { return t.nft }
 
 // RandomFully reports whether MASQUERADE may have the option --random-fully.
 func (t *Tables) RandomFully() bool { return t.randomFully }

@@ -234,6 +234,42 @@ func TestInLegacy(t *testing.T) {
 	})
 }
 
+// What is there is counted by chain, whatever kind it is of, and looking makes no
+// table of iptables-legacy.
+func TestCount(t *testing.T) {
+	inNamespace(t, func(t *testing.T, program string) {
+		tables, err := NewWith(t.Context(), program)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if want := "/" + program + " v"; !strings.Contains(tables.String(), want) || tables.NFT() != (program == "iptables-nft") {
+			t.Errorf("it is %q, of nf_tables: %v", tables, tables.NFT())
+		}
+		look := func() string {
+			t.Helper()
+			found, err := tables.Count(t.Context(), testChains, testLeftovers)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return strings.Join(found, ", ")
+		}
+		if got := look(); got != "" {
+			t.Errorf("with nothing there: %s", got)
+		}
+		if made := legacyTables(); len(made) > 0 {
+			t.Errorf("looking has made the tables %q", made)
+		}
+		script := "*nat\n:OURS - [0:0]\n:MORE - [0:0]\n:THEIRS - [0:0]\n" + rightTable[strings.Index(rightTable, "-A"):] +
+			"-A POSTROUTING -s 10.9.0.0/16 -j RETURN\nCOMMIT\n*filter\n-A OUTPUT -s 10.9.0.0/16 -j ACCEPT\n-A OUTPUT -d 10.9.0.0/16 -j ACCEPT\nCOMMIT\n"
+		if _, err := tables.command(t.Context(), script, tables.restore); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := look(), "1 rule in MORE of nat, 2 rules in OURS of nat, 1 rule in OUTPUT of nat, 2 rules in POSTROUTING of nat"; got != want {
+			t.Errorf("found %q, want %q", got, want)
+		}
+	})
+}
+
 func TestErrorsSayWhat(t *testing.T) {
 	damaged := strings.Replace(rightTable, "-A OURS -j RETURN\n", "", 1)
 

@@ -3,7 +3,6 @@ package iptables
 import (
 	"context"
 	"fmt"
-	"maps"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -66,23 +65,7 @@ func legacyTables() []string {
 func inSaved(text string, chains []Chain, leftovers []Leftover) (found []string) {
 	for _, part := range strings.Split("\n"+text, "\n*")[1:] {
 		table, rest, _ := strings.Cut(part, "\n")
-		rules := parse(rest).rules // "-A CHAIN RULE" as in a listing
-		for _, chain := range slices.Sorted(maps.Keys(rules)) {
-			n := 0
-			for _, rule := range rules[chain] {
-				if slices.ContainsFunc(chains, func(c Chain) bool { return c.Table == table && (c.Name == chain || c.Name == target(rule)) }) {
-					n++
-				}
-			}
-			for _, l := range leftovers {
-				if l.Table == table && l.Chain == chain {
-					n += len(l.Find(rules[chain]))
-				}
-			}
-			if n > 0 {
-				found = append(found, fmt.Sprintf("%s in %s of %s", count(n), chain, table))
-			}
-		}
+		found = append(found, inTable(table, parse(rest), chains, leftovers)...) // "-A CHAIN RULE" as in a listing
 	}
 	return found
 }
