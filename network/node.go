@@ -48,22 +48,32 @@ type Options struct {
 	Watchdog time.Duration
 }
 
-// Run takes part in the network until ctx ends, and then returns nil, leaving
-// lease and kernel state in place. Waiting for the store and for a config that
-// can be used is part of the work. An error means that this node cannot take
-// part as asked, or no longer: a *subnet.LostError when another host has its
-// subnet.
-func Run(ctx context.Context, store subnet.Store, o Options) error {
+// Place is where this node is: the interface that carries the traffic between
+// hosts, and the address at which its peers are told to reach it.
+func (o Options) Place() (extif.Interface, netip.Addr, error) {
 	iface, err := extif.Choose(o.Interface)
 	if err != nil {
-		return err
+		return extif.Interface{}, netip.Addr{}, err
 	}
 	publicIP := o.PublicIP
 	if !publicIP.IsValid() {
 		publicIP = iface.Addr
 	}
 	if !subnet.Reachable(publicIP) {
-		return fmt.Errorf("other hosts cannot reach this one at %v, the address of %s: choose another interface (--iface) or say where (--public-ip)", publicIP, iface.Name)
+		return extif.Interface{}, netip.Addr{}, fmt.Errorf("other hosts cannot reach this one at %v, the address of %s: choose another interface (--iface) or say where (--public-ip)", publicIP, iface.Name)
+	}
+	return iface, publicIP, nil
+}
+
+// Run takes part in the network until ctx ends, and then returns nil, leaving
+// lease and kernel state in place. Waiting for the store and for a config that
+// can be used is part of the work. An error means that this node cannot take
+// part as asked, or no longer: a *subnet.LostError when another host has its
+// subnet.
+func Run(ctx context.Context, store subnet.Store, o Options) error {
+	iface, publicIP, err := o.Place()
+	if err != nil {
+		return err
 	}
 	klog.Infof("Using the interface %s with the address %v and MTU %d; peers are told %v", iface.Name, iface.Addr, iface.MTU, publicIP)
 
