@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"io"
@@ -35,7 +36,7 @@ var daemon = command{
 
 // commands are all others, in the order in which help lists them.
 func commands() []command {
-	return []command{statusCommand(), leasesCommand(), cleanupCommand()}
+	return []command{checkCommand(), statusCommand(), leasesCommand(), cleanupCommand()}
 }
 
 // choose finds the command that a command line is for, and what follows its name.
@@ -65,6 +66,17 @@ func listCommands(w io.Writer) {
 		fmt.Fprintf(w, "  flanneld %-8s %s\n", c.name, c.summary)
 	}
 	fmt.Fprintf(w, "  %-17s %s\n", "flanneld help", "this list; flanneld help COMMAND, or COMMAND --help, has more")
+}
+
+// outputFlag adds the flag of commands that print for a person or for a script.
+func outputFlag(fs *flag.FlagSet, o *options) {
+	fs.Func("output", "`table`, for a person (the default), or json, for a script", func(s string) error {
+		if s != "table" && s != "json" {
+			return errors.New("must be table or json")
+		}
+		o.json = s == "json"
+		return nil
+	})
 }
 
 // quiet keeps what parts of the daemon log out of what a command prints, unless

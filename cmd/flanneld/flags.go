@@ -27,12 +27,13 @@ type options struct {
 	etcd    etcdv2.Options
 	node    network.Options
 	version bool
+	// json says that a command's output is for a script.
+	json bool
 	// etcdGiven says that somebody has said where etcd is.
 	etcdGiven bool
 
 	// What the commands' own flags set.
 	status  statusOptions
-	leases  leasesOptions
 	cleanup cleanup.Options
 }
 

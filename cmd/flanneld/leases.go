@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"errors"
-	"flag"
 	"io"
 	"os"
 
@@ -20,17 +19,14 @@ func leasesCommand() command {
 		about: `lists all leases of the network in etcd, with the time left or "reserved", and how
 full the network is. It asks the daemon that runs on this host; where none does, or
 --etcd-endpoints is given, it asks etcd itself, by the flags of the daemon.`,
-		flags: func(fs *flag.FlagSet, o *options) { outputFlag(fs, &o.leases.output) },
+		flags: outputFlag,
 		run:   runLeases,
 	}
 }
 
-// leasesOptions are the flags of leases.
-type leasesOptions struct{ output string }
-
 func runLeases(ctx context.Context, o options, stdout, stderr io.Writer) int {
 	all, err := readNetwork(ctx, o)
-	if err == nil && o.leases.output == asJSON {
+	if err == nil && o.json {
 		err = printJSON(stdout, all)
 	} else if err == nil {
 		status.Text{Colour: tty.Colour(stdout, os.Getenv)}.WriteLeases(stdout, all)

@@ -17,30 +17,8 @@ import (
 	"flanneld/subnet/etcdv2"
 )
 
-// Outputs that commands have.
-const (
-	asTable = "table"
-	asJSON  = "json"
-)
-
-// outputFlag adds the flag that says how a command prints.
-func outputFlag(fs *flag.FlagSet, to *string) {
-	*to = asTable
-	fs.Func("output", "`table` for a person or json for a script (default table)", func(s string) error {
-		if s != asTable && s != asJSON {
-			return errors.New("must be table or json")
-		}
-		*to = s
-		return nil
-	})
-}
-
 // statusOptions are the flags of status.
-type statusOptions struct {
-	output  string
-	noProbe bool
-	all     bool
-}
+type statusOptions struct{ noProbe, all bool }
 
 func statusCommand() command {
 	return command{
@@ -52,7 +30,7 @@ and whether it answers. It asks the daemon that runs on this host; where none do
 goes by the flags of the daemon, to be given as there. Exit status 0 when all is well,
 1 when not, or when it cannot be found out.`,
 		flags: func(fs *flag.FlagSet, o *options) {
-			outputFlag(fs, &o.status.output)
+			outputFlag(fs, o)
 			fs.BoolVar(&o.status.noProbe, "no-probe", false, "do not ask the peers whether they answer")
 			fs.BoolVar(&o.status.all, "all", false, "list all peers, also of many those that nothing is wrong with")
 		},
@@ -80,7 +58,7 @@ func runStatus(ctx context.Context, o options, stdout, stderr io.Writer) int {
 			return fail(stderr, "status", err)
 		}
 	}
-	if o.status.output == asJSON {
+	if o.json {
 		err = printJSON(stdout, report)
 	} else {
 		status.Text{Colour: tty.Colour(stdout, os.Getenv), All: o.status.all}.Write(stdout, report)

@@ -1,0 +1,259 @@
+package check
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"math"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"flanneld/backend"
+	"flanneld/backend/table"
+	"flanneld/network/local"
+	"flanneld/pkg/extif"
+	"flanneld/subnet"
+)
+
+// process is a flanneld that runs on this host; the zero value is none.
+type process struct {
+	pid int
+	// answers says that it is one that this program can ask.
+	answers bool
+	// err is why it cannot be known whether there is one.
+	err error
+}
+
+// findDaemon looks for a flanneld on this host: by asking, and among the processes,
+// since an older one does not answer.
+func findDaemon(proc string) process {
+	pid, err := local.Daemon()
+	switch {
+	case err == nil:
+		return process{pid: pid, answers: true}
+	case !errors.Is(err, local.ErrNone):
+		return process{err: err}
+	}
+	return process{pid: findProcess(proc)}
+}
+
+// findProcess is the process ID of a flanneld without a command, of the network
+// namespace of this process, as far as /proc shows; 0 if there is none.
+func findProcess(proc string) int {
+	here, err := os.Readlink(filepath.Join(proc, "thread-self/ns/net"))
+	if err != nil {
+		return 0
+	}
+	names, _ := filepath.Glob(filepath.Join(proc, "[0-9]*/comm"))
+	for _, name := range names {
+		comm, err := os.ReadFile(name)
+		if err != nil || strings.TrimSpace(string(comm)) != "flanneld" {
+			continue
+		}
+		dir := filepath.Dir(name)
+		line, err := os.ReadFile(filepath.Join(dir, "cmdline"))
+		args := strings.Split(string(line), "\x00")
+		if err != nil || len(args) > 1 && args[1] != "" && !strings.HasPrefix(args[1], "-") {
+			continue
+		}
+		there, err := os.Readlink(filepath.Join(dir, "ns/net"))
+		if pid, perr := strconv.Atoi(filepath.Base(dir)); err == nil && there == here && perr == nil && pid != os.Getpid() {
+			return pid
+		}
+	}
+	return 0
+}
+
+// ownDevices are the devices that a flanneld has made here.
+func ownDevices() (names []string) {
+	links, err := netlink.LinkList()
+	if err != nil {
+		return nil // as all else that asks the kernel will say
+	}
+	for _, l := range links {
+		if backend.Owner.Device(l.Attrs().Name, l.Type()) {
+			names = append(names, l.Attrs().Name)
+		}
+	}
+	return names
+}
+
+func daemon(p process, devices []string) Finding {
+	const name = "flanneld"
+	left := ""
+	if len(devices) > 0 {
+		left = fmt.Sprintf("; from an earlier run there is %s, to be taken over or removed", strings.Join(devices, ", "))
+	}
+	switch {
+	case p.err != nil:
+		return warning(name, "see which process that is", "whether one runs here cannot be known: %v", p.err)
+	case p.answers:
+		return ok(name, "one runs here as process %d, so what follows is about a host that takes part", p.pid)
+	case p.pid != 0:
+		return ok(name, "one runs here as process %d, and is of an older kind: stop it before this one is started%s", p.pid, left)
+	}
+	return ok(name, "none runs here%s", left)
+}
+
+// tryAdmin asks the kernel for something that wants CAP_NET_ADMIN in the user
+// namespace that the network belongs to: to change an interface that is not there.
+func tryAdmin() error {
+	err := netlink.LinkSetMTU(&netlink.Dummy{LinkAttrs: netlink.LinkAttrs{Index: math.MaxInt32}}, 1500)
+	if errors.Is(err, unix.ENODEV) {
+		return nil
+	}
+	return err
+}
+
+// tryRaw opens a socket that wants CAP_NET_RAW there.
+func tryRaw() error {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	if err != nil {
+		return err
+	}
+	return unix.Close(fd)
+}
+
+func privileges(admin, raw error) []Finding {
+	const name, as = "privileges", "run this as the user that flanneld runs as, which is root unless somebody has changed that"
+	switch {
+	case admin != nil:
+		return []Finding{failure(name, as+"; in a container, give it CAP_NET_ADMIN and CAP_NET_RAW", "CAP_NET_ADMIN is missing, without which nothing in the kernel's network can be changed: %v", admin)}
+	case raw != nil:
+		return []Finding{warning(name, as+"; in a container, give it CAP_NET_RAW", "CAP_NET_RAW is missing, without which iptables may refuse to work: %v", raw)}
+	}
+	return []Finding{ok(name, "CAP_NET_ADMIN and CAP_NET_RAW")}
+}
+
+// place judges the interface between hosts and the address that peers are told.
+func place(i extif.Interface, publicIP netip.Addr, err error) []Finding {
+	const name = "interface"
+	if err != nil {
+		return []Finding{failure(name, "choose one with --iface", "%v", err), skipped("public IP", "there is no interface")}
+	}
+	text := fmt.Sprintf("%s with the address %v and MTU %d, chosen by %s", i.Name, i.Addr, i.MTU, i.Chosen)
+	found := []Finding{ok(name, "%s", text)}
+	if !i.Up {
+		found = []Finding{warning(name, "run \"ip link set "+i.Name+" up\"", "%s, is down: there is no traffic between hosts until it is up", text)}
+	}
+	for _, p := range i.Addrs {
+		if p.Addr() == publicIP {
+			return append(found, ok("public IP", "peers are told %v", publicIP))
+		}
+	}
+	return append(found, ok("public IP", "peers are told %v, which is no address of %s: what is sent there has to reach this host", publicIP, i.Name))
+}
+
+// healthPort finds out whether /healthz can be served.
+func healthPort(addr netip.AddrPort, running process) Finding {
+	const name = "healthz port"
+	if running.pid != 0 {
+		return skipped(name, "the flanneld that runs here may have it")
+	}
+	l, err := net.Listen("tcp", addr.String())
+	if err != nil {
+		return failure(name, "choose another --healthz-port or --healthz-ip, or stop what has it (\"ss -ltnp\" shows it)", "%v", err)
+	}
+	l.Close()
+	return ok(name, "%v is free", addr)
+}
+
+// The clock is wrong for certain when it is before this was written, and by more
+// than differs between hosts that ask for the time, when it is so far from etcd's.
+var writtenAfter = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
+
+const mostApart = 5 * time.Minute
+
+// clock judges this host's clock beside those of etcd's members.
+func clock(now time.Time, members []subnet.Member) Finding {
+	const name = "clock"
+	const hint = "set it, and have it kept by NTP: certificates for TLS are judged by it, and the times in logs are its; leases are not"
+	date := now.UTC().Format(time.RFC3339)
+	if now.Before(writtenAfter) {
+		return warning(name, hint, "it is %s here, which is too long ago to be true", date)
+	}
+	var worst *subnet.Member
+	for i, m := range members {
+		if m.Err == nil && (worst == nil || m.Ahead.Abs() > worst.Ahead.Abs()) {
+			worst = &members[i]
+		}
+	}
+	switch {
+	case worst == nil:
+		return ok(name, "it is %s here; there is nothing to compare that with", date)
+	case worst.Ahead.Abs() <= mostApart:
+		return ok(name, "it is %s here, and within %v of that on etcd's hosts", date, mostApart)
+	case worst.Ahead > 0:
+		return warning(name, hint, "it is %s here, %v behind the clock of %s", date, worst.Ahead, worst.Endpoint)
+	}
+	return warning(name, hint, "it is %s here, %v ahead of the clock of %s", date, -worst.Ahead, worst.Endpoint)
+}
+
+// writable is why a file cannot be written whole, with its directory if that is
+// missing; nil if it can.
+func writable(name string) error {
+	if info, err := os.Stat(name); err == nil && !info.Mode().IsRegular() {
+		return fmt.Errorf("%s is there and is no file", name)
+	}
+	for dir := filepath.Dir(name); ; dir = filepath.Dir(dir) {
+		info, err := os.Stat(dir)
+		switch {
+		case errors.Is(err, fs.ErrNotExist) && dir != filepath.Dir(dir):
+			continue
+		case err != nil:
+			return err
+		case !info.IsDir():
+			return fmt.Errorf("%s is no directory", dir)
+		}
+		if err := unix.Faccessat(unix.AT_FDCWD, dir, unix.W_OK|unix.X_OK, unix.AT_EACCESS); err != nil {
+			return fmt.Errorf("writing in %s: %w", dir, err)
+		}
+		return nil
+	}
+}
+
+// subnetFile judges the file for dockerd's start-up, and what it says of the last
+// run: own, or err.
+func subnetFile(name string, config *table.Config, own netip.Prefix, err, writeErr error) Finding {
+	const what = "subnet file"
+	switch {
+	case errors.Is(writeErr, unix.EROFS):
+		return failure(what, "choose another --subnet-file, or, in the sandbox of a unit, add its directory as ReadWritePaths=", "%s cannot be written: %v", name, writeErr)
+	case writeErr != nil:
+		return failure(what, "choose another --subnet-file, or let flanneld write there: dockerd must not start without it", "%s cannot be written: %v", name, writeErr)
+	case errors.Is(err, fs.ErrNotExist):
+		return ok(what, "%s is not there yet, and can be written", name)
+	case err != nil:
+		return warning(what, "put it right if this host is to have a certain subnet; flanneld writes it anew", "%s cannot be used: %v", name, err)
+	case config != nil && !config.Fits(own):
+		return warning(what, "dockerd has to be started again with the new subnet, after flanneld", "%s has %v, which is none of the network's subnets: this host will get another", name, own)
+	}
+	return ok(what, "%s has %v, and can be written", name, own)
+}
+
+// readForwarding looks at the kernel's switch.
+func readForwarding(file string) Finding {
+	text, err := os.ReadFile(file)
+	return forwarding(strings.TrimSpace(string(text)), err, unix.Faccessat(unix.AT_FDCWD, file, unix.W_OK, unix.AT_EACCESS))
+}
+
+func forwarding(value string, err, writeErr error) Finding {
+	const name, hint = "ip_forward", "run \"sysctl -w net.ipv4.ip_forward=1\" on the host: containers reach no other host while it is off"
+	switch {
+	case err != nil:
+		return warning(name, hint, "it cannot be read whether it is on: %v", err)
+	case value == "1":
+		return ok(name, "net.ipv4.ip_forward is on")
+	case writeErr != nil:
+		return warning(name, hint, "net.ipv4.ip_forward is off, and flanneld cannot turn it on: %v", writeErr)
+	}
+	return ok(name, "net.ipv4.ip_forward is off; flanneld turns it on when it starts")
+}
