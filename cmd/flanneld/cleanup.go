@@ -32,10 +32,7 @@ func runCleanup(ctx context.Context, o options, stdout, stderr io.Writer) int {
 	c := o.cleanup
 	c.SubnetFile, c.Interface, c.PublicIP = o.node.SubnetFile, o.node.Interface, o.node.PublicIP
 	c.Leases = path.Join("/", o.etcd.Prefix, "subnets")
-	c.IsDaemon = func(args []string) bool {
-		c, _, helped := choose(args)
-		return c.name == "" && !helped
-	}
+	c.IsDaemon = isDaemon
 	c.Say = func(line string) { fmt.Fprintln(stdout, line) }
 	status := exitOK
 	if o.etcdGiven || c.Release {

@@ -47,7 +47,7 @@ const (
 	forwardingLeft = "left IPv4 forwarding on, as others may need it; sysctl -w net.ipv4.ip_forward=0 turns it off"
 )
 
-var counters = regexp.MustCompile(` \[\d+:\d+\]$`)
+var ruleCounters = regexp.MustCompile(` \[\d+:\d+\]$`)
 
 // hostDump is all that is on a host, in the words of the tools that show it: links,
 // addresses, routes of all tables, next hops, permanent neighbours, FDB, rules of
@@ -74,7 +74,7 @@ func hostDump(t *testing.T, h *cluster.Node) string {
 			var lines []string
 			some := false
 			for line := range strings.Lines(table) {
-				line = counters.ReplaceAllString(strings.TrimSpace(line), "")
+				line = ruleCounters.ReplaceAllString(strings.TrimSpace(line), "")
 				if line == "" || line[0] == '#' {
 					continue
 				}

@@ -59,6 +59,12 @@ func choose(args []string) (c command, rest []string, helped bool) {
 	return daemon, args, helped
 }
 
+// isDaemon tells the daemon from a command, by the arguments.
+func isDaemon(args []string) bool {
+	c, _, helped := choose(args)
+	return c.name == "" && !helped
+}
+
 // listCommands writes what flanneld help begins with.
 func listCommands(w io.Writer) {
 	fmt.Fprintf(w, "%s\n\nUsage:\n  %-17s %s\n", daemon.about, "flanneld", "the daemon")

@@ -263,3 +263,15 @@ func TestHelpAndVersion(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// What is the daemon and what a command, by the arguments of a process.
+func TestIsDaemon(t *testing.T) {
+	for line, want := range map[string]bool{
+		"": true, "-iface=eth0": true, " -v=0": true, // an empty variable of a unit
+		"status": false, "help": false, "help status": false, "check --output json": false, "--help": true,
+	} {
+		if got := isDaemon(strings.Split(line, " ")); got != want {
+			t.Errorf("flanneld %s: %v", line, got)
+		}
+	}
+}

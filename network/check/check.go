@@ -92,6 +92,8 @@ type Options struct {
 	// Given says that somebody has said where the store is. Of the places that are
 	// tried otherwise one is enough.
 	Given bool
+	// IsDaemon tells the daemon from a command, by the arguments.
+	IsDaemon func(args []string) bool
 }
 
 // atMost is how long all of it may take, programTime how long iptables may, to say what
@@ -125,7 +127,7 @@ func Run(ctx context.Context, o Options) []Finding {
 	wg.Wait()
 
 	m := modules{os.DirFS("/")}
-	running := findDaemon("/proc")
+	running := findDaemon(o.IsDaemon)
 	all := []Finding{daemon(running, ownDevices())}
 	all = append(all, privileges(tryAdmin(), tryRaw())...)
 	iface, publicIP, placeErr := o.Node.Place()

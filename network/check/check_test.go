@@ -66,35 +66,6 @@ func TestDaemon(t *testing.T) {
 	}
 }
 
-// A flanneld that does not answer is found by its name, in this network namespace,
-// and a command is not taken for one.
-func TestFindProcess(t *testing.T) {
-	for _, test := range []struct {
-		name, comm, cmdline, ns string
-		want                    int
-	}{
-		{"the daemon", "flanneld\n", "/usr/bin/flanneld\x00-iface=eth0\x00", "net:[1]", 77},
-		{"without flags", "flanneld\n", "flanneld\x00", "net:[1]", 77},
-		{"an empty variable of a unit", "flanneld\n", "flanneld\x00\x00-v=0\x00", "net:[1]", 77},
-		{"a command", "flanneld\n", "flanneld\x00status\x00", "net:[1]", 0},
-		{"of another network", "flanneld\n", "flanneld\x00-iface=eth0\x00", "net:[2]", 0},
-		{"another program", "dockerd\n", "dockerd\x00", "net:[1]", 0},
-	} {
-		proc := t.TempDir()
-		for dir, ns := range map[string]string{"thread-self": "net:[1]", "77": test.ns} {
-			if err := errors.Join(
-				os.MkdirAll(filepath.Join(proc, dir, "ns"), 0o755), os.Symlink(ns, filepath.Join(proc, dir, "ns/net")),
-				os.WriteFile(filepath.Join(proc, dir, "comm"), []byte(test.comm), 0o644), os.WriteFile(filepath.Join(proc, dir, "cmdline"), []byte(test.cmdline), 0o644),
-			); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if got := findProcess(proc); got != test.want {
-			t.Errorf("%s: found %d, want %d", test.name, got, test.want)
-		}
-	}
-}
-
 func TestPrivileges(t *testing.T) {
 	says(t, "all", "ok privileges: CAP_NET_ADMIN and CAP_NET_RAW", privileges(nil, nil)...)
 	says(t, "none", "failure privileges: CAP_NET_ADMIN is missing, without which nothing in the kernel's network can be changed: operation not permitted", privileges(unix.EPERM, unix.EPERM)...)

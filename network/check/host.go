@@ -9,7 +9,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -34,42 +33,18 @@ type process struct {
 
 // findDaemon looks for a flanneld on this host: by asking, and among the processes,
 // since an older one does not answer.
-func findDaemon(proc string) process {
+func findDaemon(isDaemon func(args []string) bool) process {
 	pid, err := local.Daemon()
-	switch {
-	case err == nil:
+	if err == nil {
 		return process{pid: pid, answers: true}
-	case !errors.Is(err, local.ErrNone):
-		return process{err: err}
 	}
-	return process{pid: findProcess(proc)}
-}
-
-// findProcess is the process ID of a flanneld without a command, of the network
-// namespace of this process, as far as /proc shows; 0 if there is none.
-func findProcess(proc string) int {
-	here, err := os.Readlink(filepath.Join(proc, "thread-self/ns/net"))
-	if err != nil {
-		return 0
+	if errors.Is(err, local.ErrNone) {
+		pid, err = local.Running(isDaemon)
 	}
-	names, _ := filepath.Glob(filepath.Join(proc, "[0-9]*/comm"))
-	for _, name := range names {
-		comm, err := os.ReadFile(name)
-		if err != nil || strings.TrimSpace(string(comm)) != "flanneld" {
-			continue
-		}
-		dir := filepath.Dir(name)
-		line, err := os.ReadFile(filepath.Join(dir, "cmdline"))
-		args := strings.Split(string(line), "\x00")
-		if err != nil || len(args) > 1 && args[1] != "" && !strings.HasPrefix(args[1], "-") {
-			continue
-		}
-		there, err := os.Readlink(filepath.Join(dir, "ns/net"))
-		if pid, perr := strconv.Atoi(filepath.Base(dir)); err == nil && there == here && perr == nil && pid != os.Getpid() {
-			return pid
-		}
+	if errors.Is(err, local.ErrNone) {
+		return process{}
 	}
-	return 0
+	return process{pid: pid, err: err}
 }
 
 // ownDevices are the devices that a flanneld has made here.
