@@ -31,7 +31,7 @@ func runCheck(ctx context.Context, o options, stdout, stderr io.Writer) int {
 		return fail(stderr, "check", context.Cause(ctx)) // what was found may be no more than that
 	}
 	if o.json {
-		err = check.JSON(stdout, found)
+		err = printJSON(stdout, check.Report{Fit: check.Fit(found), Findings: found})
 	} else {
 		err = check.Table(stdout, found, tty.Colour(stdout, os.Getenv))
 	}

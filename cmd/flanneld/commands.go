@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -83,6 +84,14 @@ func outputFlag(fs *flag.FlagSet, o *options) {
 		o.json = s == "json"
 		return nil
 	})
+}
+
+// printJSON writes what a command has found for a script.
+func printJSON(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
 }
 
 // quiet keeps what parts of the daemon log out of what a command prints, unless

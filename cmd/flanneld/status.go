@@ -2,10 +2,8 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
-	"fmt"
 	"io"
 	"os"
 	"path"
@@ -92,11 +90,3 @@ func inspect(ctx context.Context, o options) (status.Report, error) {
 
 // prefix is the directory in etcd, as it is shown.
 func (o options) prefix() string { return path.Join("/", o.etcd.Prefix) }
-
-func printJSON(w io.Writer, v any) error {
-	text, err := json.MarshalIndent(v, "", "  ")
-	if err == nil {
-		_, err = fmt.Fprintf(w, "%s\n", text)
-	}
-	return err
-}

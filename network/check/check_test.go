@@ -2,6 +2,7 @@ package check
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -390,7 +391,10 @@ skipped  lease           the network config is not known
 		}
 	}
 	var b strings.Builder
-	if err := JSON(&b, bad[2:]); err != nil {
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	e.SetIndent("", "  ")
+	if err := e.Encode(Report{Fit(bad[2:]), bad[2:]}); err != nil {
 		t.Fatal(err)
 	}
 	const wantJSON = `{

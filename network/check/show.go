@@ -1,7 +1,6 @@
 package check
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"strings"
@@ -49,14 +48,9 @@ func summary(failures, warnings int) string {
 	return "All is well: flanneld would work here."
 }
 
-// JSON writes the findings for a script: an object with fit, which is what the exit
-// status says too, and the findings in their order.
-func JSON(w io.Writer, all []Finding) error {
-	e := json.NewEncoder(w)
-	e.SetEscapeHTML(false)
-	e.SetIndent("", "  ")
-	return e.Encode(struct {
-		Fit      bool      `json:"fit"`
-		Findings []Finding `json:"findings"`
-	}{Fit(all), all})
+// Report is all findings, for a script.
+type Report struct {
+	// Fit is what the exit status says too.
+	Fit      bool      `json:"fit"`
+	Findings []Finding `json:"findings"`
 }
