@@ -36,12 +36,12 @@ func logPeers(ctx context.Context, own netip.Prefix, sets <-chan []*subnet.Lease
 		switch {
 		case first:
 			klog.Infof("The network has %s so far", c.count())
-		case len(c.lines) > 0:
+		case len(c.changes) > 0:
 			klog.Info(c)
 		}
-		if klog.V(2).Enabled() && (first || len(c.lines) > peersNamed) {
-			for _, line := range c.lines {
-				klog.Infof("Peer %s", line)
+		if klog.V(2).Enabled() && (first || len(c.changes) > peersNamed) {
+			for _, p := range c.changes {
+				klog.Infof("Peer %v", p)
 			}
 		}
 		last = now
@@ -53,49 +53,63 @@ func logPeers(ctx context.Context, own netip.Prefix, sets <-chan []*subnet.Lease
 	}
 }
 
-// peerChange is what is otherwise with the peers.
-type peerChange struct {
-	lines               []string // one for each
+// peersChange is what is otherwise with the peers.
+type peersChange struct {
+	changes             []peerChange
 	come, gone, changed int
 	all                 int
 }
 
 // comparePeers compares two sets, both in order of their subnets.
-func comparePeers(own netip.Prefix, before, now []*subnet.Lease) (c peerChange) {
+func comparePeers(own netip.Prefix, before, now []*subnet.Lease) (c peersChange) {
 	for len(before) > 0 || len(now) > 0 {
-		var was, is *subnet.Lease
+		var p peerChange
 		switch {
 		case len(now) == 0 || len(before) > 0 && prefix.Compare(before[0].Subnet, now[0].Subnet) < 0:
-			was, before = before[0], before[1:]
+			p.was, before = before[0], before[1:]
 		case len(before) == 0 || prefix.Compare(before[0].Subnet, now[0].Subnet) > 0:
-			is, now = now[0], now[1:]
+			p.is, now = now[0], now[1:]
 		default:
-			was, is, before, now = before[0], now[0], before[1:], now[1:]
+			p.was, p.is, before, now = before[0], now[0], before[1:], now[1:]
 		}
 		switch {
-		case is == nil && was.Subnet == own || is != nil && is.Subnet == own:
+		case p.was != nil && p.was.Subnet == own || p.is != nil && p.is.Subnet == own:
 			continue
-		case is == nil:
+		case p.is == nil:
 			c.gone++
-			c.lines = append(c.lines, fmt.Sprintf("%v has gone", was))
-			continue
-		case was == nil:
+		case p.was == nil:
 			c.come++
-			c.lines = append(c.lines, fmt.Sprintf("%v has come", is))
-		case was.PublicIP != is.PublicIP:
+		case !p.was.Attrs.Equal(p.is.Attrs):
 			c.changed++
-			c.lines = append(c.lines, fmt.Sprintf("%v has moved to %v", was, is.PublicIP))
-		case !was.Attrs.Equal(is.Attrs):
-			c.changed++
-			c.lines = append(c.lines, fmt.Sprintf("%v has changed: backend %s %s", is, is.BackendType, is.BackendData))
+		default: // renewed at most
+			c.all++
+			continue
 		}
-		c.all++
+		if p.is != nil {
+			c.all++
+		}
+		c.changes = append(c.changes, p)
 	}
 	return c
 }
 
+// peerChange is a peer's lease before and after; nil where there is none.
+type peerChange struct{ was, is *subnet.Lease }
+
+func (p peerChange) String() string {
+	switch {
+	case p.is == nil:
+		return fmt.Sprintf("%v has gone", p.was)
+	case p.was == nil:
+		return fmt.Sprintf("%v has come", p.is)
+	case p.was.PublicIP != p.is.PublicIP:
+		return fmt.Sprintf("%v has moved to %v", p.was, p.is.PublicIP)
+	}
+	return fmt.Sprintf("%v has changed: backend %s %s", p.is, p.is.BackendType, p.is.BackendData)
+}
+
 // count is how many peers there are, in words.
-func (c peerChange) count() string {
+func (c peersChange) count() string {
 	switch c.all {
 	case 0:
 		return "no peers"
@@ -106,11 +120,14 @@ func (c peerChange) count() string {
 }
 
 // String is one line about what has changed.
-func (c peerChange) String() string {
-	if len(c.lines) <= peersNamed {
-		return fmt.Sprintf("Peer %s; %s now", strings.Join(c.lines, ", "), c.count())
-	}
+func (c peersChange) String() string {
 	var parts []string
+	if len(c.changes) <= peersNamed {
+		for _, p := range c.changes {
+			parts = append(parts, p.String())
+		}
+		return fmt.Sprintf("Peer %s; %s now", strings.Join(parts, ", "), c.count())
+	}
 	for _, part := range []struct {
 		n    int
 		what string

@@ -37,8 +37,8 @@ func TestComparePeers(t *testing.T) {
 		{all(one, two), all(lease(2, "192.0.2.2"), lease(3, "192.0.2.3"), lease(4, "192.0.2.4"), lease(5, "192.0.2.5"), lease(6, "192.0.2.6")), "Peers: 4 have come, 2 have gone; 4 peers now"},
 	} {
 		c := comparePeers(own.Subnet, test.before, test.now)
-		if len(c.lines) == 0 != (test.want == "") || test.want != "" && c.String() != test.want {
-			t.Errorf("%v, then %v: %q, %v\nwant %q", test.before, test.now, c.lines, c, test.want)
+		if len(c.changes) == 0 != (test.want == "") || test.want != "" && c.String() != test.want {
+			t.Errorf("%v, then %v: %v, %v\nwant %q", test.before, test.now, c.changes, c, test.want)
 		}
 	}
 }
