@@ -14,7 +14,7 @@ const (
 	trimEvery = 20 * time.Second
 	// trimLeast is how much has to be there to give, in bytes: collecting it takes
 	// some milliseconds.
-	trimLeast = 8 << 20
+	trimLeast = 4 << 20
 )
 
 // trimMemory gives back what a burst has needed and nobody needs any more. Go
