@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -84,7 +85,9 @@ func TestPlan(t *testing.T) {
 // Peers must be in the table before the set is handed on, as that is what leads
 // to synced; and a set that nobody takes must not hold up a later one. When packets
 // are carried no longer, or again, the last set is handed on once more.
-func TestFollow(t *testing.T) {
+func TestFollow(t *testing.T) { synctest.Test(t, testFollow) }
+
+func testFollow(t *testing.T) {
 	own := lease("10.1.74.0/24", "192.0.2.1", "udp")
 	one, two := lease("10.1.75.0/24", "192.0.2.2", "udp"), lease("10.1.76.0/24", "192.0.2.3", "udp")
 	other := lease("10.1.77.0/24", "192.0.2.4", "host-gw")
@@ -95,6 +98,12 @@ func TestFollow(t *testing.T) {
 	go func() { ended <- b.follow(ctx, *own, leases, inputs) }()
 
 	b.enter(state{})
+	synctest.Wait()
+	select {
+	case got := <-inputs:
+		t.Errorf("handed on %v, and there was no set yet", got)
+	default:
+	}
 	leases <- []*subnet.Lease{own, one}
 	leases <- []*subnet.Lease{own, one, two, other}
 	if got := <-inputs; len(got) != 4 {

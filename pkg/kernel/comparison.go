@@ -19,7 +19,7 @@ type Comparison struct {
 	// part of the routes through them.
 	Routes, Neighbours, FDB Entries
 	// Failed has one error for each thing that could not be done and will be tried
-	// again, in order of their texts.
+	// again.
 	Failed []error
 	// Faults are those of the Plan.
 	Faults []error
