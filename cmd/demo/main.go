@@ -190,6 +190,7 @@ func (s scene) play(out screen.Screen, l *lab.Lab) ([]row, error) {
 // look shows what an operator looks at on a host.
 func look(out screen.Screen, c *cluster.Cluster, h *cluster.Node, s scene) {
 	show := func(argv ...string) { out.Typed(h.Name, strings.Join(argv, " "), h.Run(argv...)) }
+	out.Typed(h.Name, "flanneld status", h.Run(lab.Binary("flanneld"), "status"))
 	show("cat", "subnet.env")
 	show("ip", "route")
 	if s.fdb {
