@@ -161,7 +161,7 @@ func (t Text) peers(w io.Writer, r Report) {
 	case silent == nil:
 	case *silent > 0:
 		summary += fmt.Sprintf(", %d silent", *silent)
-	case r.Summary.Peers > 0:
+	case r.Summary.Peers > 0 && !slices.ContainsFunc(r.Peers, func(p Peer) bool { return p.Probe == nil }):
 		summary += ", all answer"
 	}
 	if left > 0 {

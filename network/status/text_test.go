@@ -85,6 +85,12 @@ func TestWriteWell(t *testing.T) {
 	notAsked.PublicIP = netip.MustParseAddr("203.0.113.7")
 	notAsked.Notes = []string{"config: the network config in the store was changed"}
 	golden(t, "notasked.txt", text(Text{}, notAsked))
+
+	notReached := goodReport(2)
+	notReached.Peers[1].Reached, notReached.Peers[1].Probe = "", nil
+	if got := text(Text{}, notReached); strings.Contains(got, "all answer") {
+		t.Errorf("not all were asked:\n%s", got)
+	}
 }
 
 // breakSome has something wrong with a host and three of its peers.
