@@ -49,7 +49,8 @@ build: ## build bin/flanneld (the default)
 
 # The race detector wants cgo, and so a C compiler; whether that works, building
 # the detector itself tells.
-test: tools build ## run all tests, with the race detector where a C compiler is there
+test: build ## run all tests, with the race detector where a C compiler is there
+	@sh dist/tools.sh test
 	@race=; \
 	if $(GO) build -race -o /dev/null runtime/race 2>/dev/null; then race=-race; \
 	else echo 'No race detector: it needs a C compiler and cgo.'; export CGO_ENABLED=0; fi; \
@@ -90,7 +91,7 @@ fmt-check: ## name the Go files that gofmt would change
 	@files=$$(gofmt -l .) || exit 1; \
 	if [ -n "$$files" ]; then echo "gofmt -w would change:"; echo "$$files"; exit 1; fi
 
-tools: ## install ip, bridge and iptables, which tests and demo call, where they are missing
+tools: ## install ip, bridge and iptables, which the demo calls, where they are missing
 	@sh dist/tools.sh
 
 # Built before if it is older than the sources only: root, who installs, may have

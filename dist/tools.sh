@@ -3,14 +3,15 @@
 # are missing and this user may; if not, says how to get them. Does nothing, and
 # asks no network, when all are there.
 #
-# Usage: tools.sh [e2e | bench]
+# Usage: tools.sh [test | e2e | bench]
 #
-# With e2e also what the end-to-end tests call on the machine itself, with bench
-# what the benchmark does.
+# With test also what an operator types in the tests, with e2e what the end-to-end
+# tests call on the machine itself, with bench what the benchmark does.
 set -eu
 
 needed='ip bridge iptables'
 case ${1-} in
+test) needed="$needed curl ping" ;;
 e2e) needed="$needed debootstrap systemd-nspawn" ;;
 bench) needed="$needed iperf3 ping" ;;
 esac
@@ -69,6 +70,7 @@ case $lacks in *iptables*) packages="$packages${packages:+ }iptables" ;; esac
 case $lacks in *debootstrap*) packages="$packages${packages:+ }debootstrap" ;; esac
 case $lacks in *nspawn*) packages="$packages${packages:+ }$nspawn" ;; esac
 case $lacks in *iperf3*) packages="$packages${packages:+ }$iperf" ;; esac
+case $lacks in *curl*) packages="$packages${packages:+ }curl" ;; esac
 case $lacks in *ping*) packages="$packages${packages:+ }$ping" ;; esac
 
 fail() {
