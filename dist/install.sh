@@ -44,7 +44,7 @@ each() {
 	"$1" 644 dist/flanneld.service "$unitdir/flanneld.service"
 	"$1" 644 README.md "$docdir/README.md"
 	"$1" 644 LICENSE "$docdir/LICENSE"
-	for file in dist/docker-flannel.conf dist/flanneld.env dist/sample_subnet.env dist/config/*.json dist/supervisor/*.ini dist/monitoring/*; do
+	for file in dist/TROUBLESHOOTING.md dist/docker-flannel.conf dist/flanneld.env dist/sample_subnet.env dist/config/*.json dist/supervisor/*.ini dist/monitoring/*; do
 		[ ! -f "$file" ] || "$1" 644 "$file" "$docdir/${file#dist/}"
 	done
 }

@@ -88,7 +88,7 @@ func TestInstall(t *testing.T) {
 		want["/usr/local/bin/"+file] = "-rwxr-xr-x"
 	}
 	want["/usr/local/lib/systemd/system/flanneld.service"] = "-rw-r--r--"
-	for _, file := range []string{"README.md", "LICENSE", "docker-flannel.conf", "flanneld.env", "sample_subnet.env",
+	for _, file := range []string{"README.md", "LICENSE", "TROUBLESHOOTING.md", "docker-flannel.conf", "flanneld.env", "sample_subnet.env",
 		"config/udp.json", "config/host-gw.json", "config/vxlan.json", "config/vxlan-directrouting.json",
 		"monitoring/flannel-alerts.yml", "monitoring/flannel-dashboard.json"} {
 		want["/usr/local/share/doc/flannel/"+file] = "-rw-r--r--"
