@@ -154,6 +154,7 @@ func (n node) join(ctx context.Context) error {
 	memory.Keep(own)
 	klog.Infof("This host's subnet is %v; wrote %s", own.Subnet, n.SubnetFile)
 	enableForwarding()
+	n.health.check(forwarding)
 	n.health.wait("the data plane")
 	n.self.tell(func(s *status.Node) { s.Own = &own })
 

@@ -135,7 +135,7 @@ var troubles = map[string]func(x *scene){
 		x.up(x.host(2, x.lan, "172.30.0.12", ""))
 		x.start(x.host(1, x.lan, "172.30.0.11", ""))
 	},
-	"All is well, but containers do not reach each other: forwarding was turned off": func(x *scene) {
+	"Peers answer, but containers do not reach each other: forwarding was turned off": func(x *scene) {
 		h1, _ := x.pair(vxlanConfig, "")
 		h1.Sysctl("net.ipv4.ip_forward", "0")
 	},
