@@ -23,14 +23,15 @@ type config struct {
 }
 
 // awaitConfig waits until the store has a config that can be used. What is
-// wrong with the one there is is said once for each change.
-func awaitConfig(ctx context.Context, store *subnet.Patient) (config, error) {
+// wrong with the one there is is said once for each change, and to tell.
+func awaitConfig(ctx context.Context, store *subnet.Patient, tell func(why string)) (config, error) {
 	for said := ""; ; {
 		text, revision, err := store.Config(ctx)
 		why := ""
 		switch {
 		case errors.Is(err, subnet.ErrNotFound):
 			why = fmt.Sprintf("There is no network config yet (%v); waiting for somebody to write it", err)
+			tell(err.Error())
 		case err != nil:
 			return config{}, err
 		default:
@@ -42,6 +43,7 @@ func awaitConfig(ctx context.Context, store *subnet.Patient) (config, error) {
 				return config{c, text, revision}, nil
 			}
 			why = fmt.Sprintf("The network config cannot be used; waiting for it to be put right: %v", err)
+			tell(err.Error())
 		}
 		if why != said {
 			klog.Warning(why)

@@ -239,7 +239,7 @@ func (n node) watchdog(follower *latest[struct{}], holder, backend *latest[[]*su
 func (n node) acquire(ctx context.Context, last subnet.Remembered) (c config, b backend.Backend, own subnet.Lease, seen subnet.Snapshot, err error) {
 	for {
 		n.wait("the network config")
-		if c, err = awaitConfig(ctx, n.store); err != nil {
+		if c, err = awaitConfig(ctx, n.store, func(why string) { n.health.wait("the network config: " + why) }); err != nil {
 			return c, b, own, seen, err
 		}
 		klog.Infof("Network config: %v", c)

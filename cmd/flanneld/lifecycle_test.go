@@ -255,7 +255,7 @@ func TestHealthz(t *testing.T) {
 			return nil
 		})
 	}
-	await(fmt.Sprintf("%d not ready yet: waiting for the network config\n", http.StatusServiceUnavailable))
+	await(fmt.Sprintf("%d not ready yet: waiting for the network config: /coreos.com/network/config is not in the store\n", http.StatusServiceUnavailable))
 	c.SetConfig(vxlanConfig)
 	h.AwaitReady()
 	await("200 ok\n")

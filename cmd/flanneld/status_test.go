@@ -279,8 +279,10 @@ func TestStatusNotReady(t *testing.T) {
 		t.Errorf("/readyz: %d %q, %v", code, body, err)
 	}
 	awaitStatus(t, h, "the config", func(r status.Report) bool {
-		return !r.Well && r.Lease == nil && slices.Equal(r.Problems, []string{"not ready yet: waiting for the network config"})
+		return !r.Well && r.Lease == nil && slices.Equal(r.Problems, []string{"not ready yet: waiting for the network config: /coreos.com/network/config is not in the store"})
 	})
+	c.SetConfig(`{"Network": "10.1.0.0"}`)
+	awaitHealth(t, h, http.StatusServiceUnavailable, `waiting for the network config: Network is "10.1.0.0": must be an IPv4 prefix`)
 	c.SetConfig(vxlanConfig)
 	h.AwaitReady()
 	if code, body, err := getHTTP(h, "/readyz", ""); err != nil || code != http.StatusOK || body != "ok\n" {
@@ -342,7 +344,7 @@ func TestLeases(t *testing.T) {
 		}
 	}
 	text, exit, err := ask(h, "leases")
-	if want := []string{"10.1.74.0/24", "reserved", "3 are taken, 252 are free: 1.2 % full", "10.1.75.0-24 cannot be read", "none of the network's subnets"}; err != nil || exit != 0 || !containsAll(text, want) {
+	if want := []string{"10.1.74.0/24", "reserved", "3 taken, 252 free: 1.2 % full", "10.1.75.0-24 cannot be read", "none of the network's subnets"}; err != nil || exit != 0 || !containsAll(text, want) {
 		t.Errorf("exit status %d, %v:\n%swant %q", exit, err, text, want)
 	}
 	text, exit, err = ask(h, "leases", "--etcd-prefix=/other", "--etcd-endpoints="+c.Etcd.Endpoint())

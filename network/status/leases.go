@@ -120,7 +120,7 @@ func (t Text) WriteLeases(w io.Writer, n Network) {
 		fmt.Fprintln(w, t.paint(cell{"the network config cannot be used: " + n.ConfigError, red}))
 		return
 	}
-	fmt.Fprintf(w, "%s; of the %d subnets of %v (%v to %v, /%d) %d are taken, %d are free: %.1f %% full\n",
+	fmt.Fprintf(w, "%s; of the %d subnets of %v (%v to %v, /%d) %d taken, %d free: %.1f %% full\n",
 		count(len(n.Leases), "lease"), n.Subnets, n.Config.Network, n.Config.SubnetMin, n.Config.SubnetMax, n.Config.SubnetLen,
 		n.Leased, n.Free, 100*float64(n.Leased)/float64(n.Subnets))
 }

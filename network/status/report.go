@@ -199,6 +199,7 @@ func (r *Report) inspect(n Node) {
 	}
 	r.device(is)
 	r.peers(n, is)
+	r.bridge()
 }
 
 func (r *Report) device(is kernel.Inspection) {
