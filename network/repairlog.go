@@ -32,7 +32,7 @@ func (l *repairLog) compared(c kernel.Comparison, now time.Time) {
 	if c.Cause != kernel.Notice && c.Cause != kernel.Periodic {
 		return
 	}
-	found := repairs{routes: c.Routes.Changed, neighbours: c.Neighbours.Changed, fdb: c.FDB.Changed}
+	found := repairs{routes: c.Routes.Repaired, neighbours: c.Neighbours.Repaired, fdb: c.FDB.Repaired}
 	if c.Device {
 		found.devices = 1
 	}

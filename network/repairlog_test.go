@@ -15,16 +15,16 @@ func TestRepairLog(t *testing.T) {
 	l := newRepairLog()
 	l.log = func(line string) { said = append(said, line) }
 	now := time.Now()
-	one := kernel.Entries{Changed: 1}
+	one := kernel.Entries{Changed: 3, Repaired: 1}
 	for _, cause := range []kernel.Cause{kernel.Start, kernel.Input, kernel.Retry} {
 		l.compared(kernel.Comparison{Cause: cause, Routes: one, Device: true}, now)
 	}
-	l.compared(kernel.Comparison{Cause: kernel.Notice, Routes: kernel.Entries{Wanted: 5, Programmed: 5}}, now)
+	l.compared(kernel.Comparison{Cause: kernel.Notice, Routes: kernel.Entries{Wanted: 5, Programmed: 5, Changed: 2}}, now)
 	if len(said) > 0 {
 		t.Fatalf("%q", said)
 	}
 	l.compared(kernel.Comparison{Cause: kernel.Notice, Routes: one}, now)
-	l.compared(kernel.Comparison{Cause: kernel.Periodic, Routes: kernel.Entries{Changed: 2}, Neighbours: one, FDB: kernel.Entries{Changed: 3}}, now)
+	l.compared(kernel.Comparison{Cause: kernel.Periodic, Routes: kernel.Entries{Repaired: 2}, Neighbours: one, FDB: kernel.Entries{Repaired: 3}}, now)
 	l.compared(kernel.Comparison{Cause: kernel.Notice, Device: true}, now)
 	for range 600 { // ten minutes
 		now = now.Add(time.Second)

@@ -69,7 +69,7 @@ func New(version string) *Metrics {
 	add(m.withoutPath)
 	add(m.duration)
 	m.runs = counters("reconcile_runs_total", "Comparisons of the leases with the kernel, by what they were made for: the start, changed leases or a check that all goes on (leases), something the kernel told (notice), an earlier failure (retry), or because it was time (periodic).", "cause")
-	m.repairs = counters("reconcile_repairs_total", "Changes made to the kernel, by the cause of the comparison that led to them; those by notice and periodic undo what somebody else did.", "cause", "kind")
+	m.repairs = counters("reconcile_repairs_total", "Changes made to the kernel: at the start, because the leases ask for something else (leases), and to put right what was right before, by the cause of the comparison that has found it; those by notice and periodic undo what somebody else did.", "cause", "kind")
 	m.requests = counters("etcd_requests_total", "Requests to etcd, each try counted.", "operation")
 	m.errors = counters("etcd_request_errors_total", "Requests that etcd did not answer, or not as it should. That a key is not there or was written by another host is an answer.", "operation")
 	m.restarts = counters("etcd_watch_restarts_total", "Watches on the leases that ended, after which all are listed again: as etcd did not answer (failed), has no longer what was missed (lost), or as so much was missed that a list is less work (behind).", "reason")
@@ -129,7 +129,13 @@ func (m *Metrics) Compared(c kernel.Comparison) {
 		m.entries.WithLabelValues(kind, "wanted").Set(float64(e.Wanted))
 		m.entries.WithLabelValues(kind, "programmed").Set(float64(e.Programmed))
 		m.entries.WithLabelValues(kind, "failed").Set(float64(e.Failed))
-		m.repairs.WithLabelValues(cause, kind).Add(float64(e.Changed))
+		asked := e.Changed - e.Repaired
+		if c.Cause == kernel.Start {
+			m.repairs.WithLabelValues(cause, kind).Add(float64(asked))
+		} else {
+			m.repairs.WithLabelValues(causes[kernel.Input], kind).Add(float64(asked))
+			m.repairs.WithLabelValues(cause, kind).Add(float64(e.Repaired))
+		}
 	}
 	if c.Device {
 		m.repairs.WithLabelValues(cause, device).Inc()

@@ -46,7 +46,7 @@ func TestCompared(t *testing.T) {
 	m.Compared(kernel.Comparison{Cause: kernel.Start, Whole: true, Took: time.Second, Device: true,
 		Routes: kernel.Entries{Wanted: 5, Programmed: 5, Changed: 5}})
 	m.Compared(kernel.Comparison{Cause: kernel.Notice, Whole: true, Took: time.Second,
-		Routes: kernel.Entries{Wanted: 5, Programmed: 5, Changed: 1}, FDB: kernel.Entries{Changed: 2}})
+		Routes: kernel.Entries{Wanted: 5, Programmed: 5, Changed: 3, Repaired: 1}, FDB: kernel.Entries{Changed: 2, Repaired: 2}})
 	m.Compared(kernel.Comparison{Cause: kernel.Input, Took: time.Second / 2,
 		Routes:     kernel.Entries{Wanted: 6, Programmed: 4, Failed: 3, Changed: 1},
 		Neighbours: kernel.Entries{Wanted: 8, Programmed: 8, Changed: 1},
@@ -56,7 +56,7 @@ func TestCompared(t *testing.T) {
 		Neighbours: kernel.Entries{Wanted: 8, Programmed: 8},
 		FDB:        kernel.Entries{Wanted: 7, Programmed: 7}, Faults: make([]error, 2)})
 	m.Compared(kernel.Comparison{Cause: kernel.Periodic, Whole: true, Took: time.Second,
-		Routes:     kernel.Entries{Wanted: 6, Programmed: 5, Failed: 1, Changed: 4},
+		Routes:     kernel.Entries{Wanted: 6, Programmed: 5, Failed: 1, Changed: 4, Repaired: 4},
 		Neighbours: kernel.Entries{Wanted: 8, Programmed: 8},
 		FDB:        kernel.Entries{Wanted: 7, Programmed: 7}, Faults: make([]error, 1)})
 	compare(t, m,
@@ -75,7 +75,7 @@ func TestCompared(t *testing.T) {
 		`flannel_reconcile_duration_seconds_sum{scope="whole"} 4`,
 		`flannel_reconcile_duration_seconds_count{scope="whole"} 4`,
 		`flannel_reconcile_repairs_total{cause="leases",kind="neighbour"} 1`,
-		`flannel_reconcile_repairs_total{cause="leases",kind="route"} 1`,
+		`flannel_reconcile_repairs_total{cause="leases",kind="route"} 3`,
 		`flannel_reconcile_repairs_total{cause="notice",kind="fdb"} 2`,
 		`flannel_reconcile_repairs_total{cause="notice",kind="route"} 1`,
 		`flannel_reconcile_repairs_total{cause="periodic",kind="route"} 4`,

@@ -50,14 +50,18 @@ type Entries struct {
 	// Failed are those that are wanted and not in the kernel, and those in the
 	// kernel that ought to be gone and are not.
 	Failed int
-	// Changed are those that were set or deleted in this comparison.
-	Changed int
+	// Changed are those that were set or deleted in this comparison. Repaired are
+	// those of them that the State asks for, or does not, as it did before: somebody
+	// else has changed them, or they had failed.
+	Changed, Repaired int
 }
 
 // next is the comparison after c, as long as nothing is known of it.
 func (c Comparison) next(cause Cause) Comparison {
 	c.Cause, c.Whole, c.Took, c.Device, c.Failed = cause, false, 0, false, nil
-	c.Routes.Changed, c.Neighbours.Changed, c.FDB.Changed = 0, 0, 0
+	for _, e := range []*Entries{&c.Routes, &c.Neighbours, &c.FDB} {
+		e.Changed, e.Repaired = 0, 0
+	}
 	return c
 }
 

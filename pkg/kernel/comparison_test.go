@@ -49,11 +49,11 @@ func TestRunTellsOfComparisons(t *testing.T) {
 	for _, harm := range []string{"ip route del 10.1.2.0/24", "ip route add 10.1.77.0/24 dev eth0 proto 102"} {
 		sh(h, harm)
 		n = awaitComparison(t, r, n, Comparison{Cause: Notice, Whole: true,
-			Routes: Entries{Wanted: 4, Programmed: 4, Changed: 1}, Neighbours: none, FDB: none})
+			Routes: Entries{Wanted: 4, Programmed: 4, Changed: 1, Repaired: 1}, Neighbours: none, FDB: none})
 	}
 	sh(h, "bridge fdb del 02:00:00:00:01:02 dev flannel.1")
 	n = awaitComparison(t, r, n, Comparison{Cause: Notice, Whole: true,
-		Routes: Entries{Wanted: 4, Programmed: 4}, Neighbours: none, FDB: Entries{Wanted: 3, Programmed: 3, Changed: 1}})
+		Routes: Entries{Wanted: 4, Programmed: 4}, Neighbours: none, FDB: Entries{Wanted: 3, Programmed: 3, Changed: 1, Repaired: 1}})
 	sh(h, "ip link set flannel.1 mtu 1300")
 	n = awaitComparison(t, r, n, Comparison{Cause: Notice, Whole: true, Device: true,
 		Routes: Entries{Wanted: 4, Programmed: 4}, Neighbours: none, FDB: none})
@@ -79,6 +79,37 @@ func TestRunTellsOfComparisons(t *testing.T) {
 		if len(c.Faults) != 1 || len(c.Failed) != c.Routes.Failed {
 			t.Errorf("%+v", c)
 		}
+	}
+}
+
+// What the input has changed is no repair, also where the kernel tells of something
+// else at the same time.
+func TestRunTellsRepairsApart(t *testing.T) {
+	h := newHost(t)
+	s := vxlanState(t, h, 20)
+	r := start(t, h)
+	routes, few := s.Routes, s
+	few.Routes = routes[:1]
+	r.set(few)
+	awaitComparison(t, r, 0, Comparison{Cause: Start, Whole: true, Device: true,
+		Routes: Entries{Wanted: 1, Programmed: 1, Changed: 1}, Neighbours: Entries{Wanted: 20, Programmed: 20, Changed: 20}, FDB: Entries{Wanted: 20, Programmed: 20, Changed: 20}})
+	for i := 2; i <= 20; i++ { // each time a route is added, and one taken away
+		next := s
+		next.Routes = routes[:i]
+		sh(h, "ip route del 10.1.2.0/24")
+		r.set(next)
+		lab.Eventually(t, within, "the routes", func() error {
+			r.mu.Lock()
+			defer r.mu.Unlock()
+			changed, repaired := 0, 0
+			for _, c := range r.all {
+				changed, repaired = changed+c.Routes.Changed, repaired+c.Routes.Repaired
+			}
+			if changed != i+i-1 || repaired != i-1 {
+				return fmt.Errorf("%d routes changed, %d repaired after %d were added and %d taken away", changed, repaired, i, i-1)
+			}
+			return nil
+		})
 	}
 }
 

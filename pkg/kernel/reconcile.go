@@ -260,6 +260,9 @@ func (r *reconciler[T]) compare(input T, cause Cause) (c Comparison, whole error
 	})
 	<-r.watcher.writing
 	c.Routes.Changed, c.Neighbours.Changed, c.FDB.Changed = done[setRoute]+done[delRoute], done[setNeigh]+done[delNeigh], done[setFDB]+done[delFDB]
+	if c.Whole && cause != Start {
+		r.countRepairs(&c, want, changes)
+	}
 	if err != nil {
 		r.stale, r.refused = true, true
 		c.Failed = append(c.Failed, err)
@@ -284,15 +287,44 @@ func (r *reconciler[T]) forget(want State) {
 	if len(r.failed) == 0 {
 		return
 	}
-	forgetApart(r.failed, r.want.Routes, want.Routes, routeEntry)
-	forgetApart(r.failed, r.want.Neighbours, want.Neighbours, neighEntry)
-	forgetApart(r.failed, r.want.FDB, want.FDB, fdbEntry)
+	for e := range r.changed(want) {
+		delete(r.failed, e)
+	}
 }
 
-func forgetApart[E any](failed map[entry]refusal, before, now []*E, of func(*E) entry) {
+// changed are the entries that are wanted otherwise than they were.
+func (r *reconciler[T]) changed(want State) map[entry]bool {
+	changed := map[entry]bool{}
+	addApart(changed, r.want.Routes, want.Routes, routeEntry)
+	addApart(changed, r.want.Neighbours, want.Neighbours, neighEntry)
+	addApart(changed, r.want.FDB, want.FDB, fdbEntry)
+	return changed
+}
+
+func addApart[E any](to map[entry]bool, before, now []*E, of func(*E) entry) {
 	before, now = apart(before, now)
 	for _, e := range slices.Concat(before, now) {
-		delete(failed, of(e))
+		to[of(e)] = true
+	}
+}
+
+// countRepairs counts the changes that were made although what is wanted was the
+// same before.
+func (r *reconciler[T]) countRepairs(c *Comparison, want State, changes []change) {
+	changed := r.changed(want)
+	for i := range changes {
+		of := changes[i].entry()
+		if _, refused := r.failed[of]; refused || changed[of] {
+			continue
+		}
+		switch changes[i].op {
+		case setRoute, delRoute:
+			c.Routes.Repaired++
+		case setNeigh, delNeigh:
+			c.Neighbours.Repaired++
+		case setFDB, delFDB:
+			c.FDB.Repaired++
+		}
 	}
 }
 
