@@ -339,12 +339,12 @@ func TestLeases(t *testing.T) {
 			"10.1.74.0/24 172.30.0.74 vxlan reserved false",
 			"10.9.1.0/24 172.30.0.98 udp 1h0m0s true",
 		}
-		if !slices.Equal(all, want) || len(n.Unreadable) != 1 || n.Subnets != 255 || n.Leased != 3 || n.Free != 252 {
+		if !slices.Equal(all, want) || len(n.Unreadable) != 1 || n.Subnets != 255 || n.Leased != 4 || n.Free != 251 {
 			t.Errorf("%s: %s\nwant\n%s", name, text, strings.Join(want, "\n"))
 		}
 	}
 	text, exit, err := ask(h, "leases")
-	if want := []string{"10.1.74.0/24", "reserved", "3 taken, 252 free: 1.2 % full", "10.1.75.0-24 cannot be read", "none of the network's subnets"}; err != nil || exit != 0 || !containsAll(text, want) {
+	if want := []string{"10.1.74.0/24", "reserved", "4 taken, 251 free: 1.6 % full", "10.1.75.0-24 cannot be read", "none of the network's subnets"}; err != nil || exit != 0 || !containsAll(text, want) {
 		t.Errorf("exit status %d, %v:\n%swant %q", exit, err, text, want)
 	}
 	text, exit, err = ask(h, "leases", "--etcd-prefix=/other", "--etcd-endpoints="+c.Etcd.Endpoint())

@@ -89,7 +89,13 @@ func ReadNetwork(ctx context.Context, store subnet.Store, prefix string) (Networ
 		n.Leases = append(n.Leases, e)
 	}
 	if n.Config != nil {
-		n.Subnets, n.Free = c.Subnets(), c.Free(all)
+		taken := all
+		for _, u := range unreadable { // nobody gets it all the same
+			if p, err := subnet.ParseKey(u.Key); err == nil {
+				taken = append(taken, &subnet.Lease{Subnet: p})
+			}
+		}
+		n.Subnets, n.Free = c.Subnets(), c.Free(taken)
 		n.Leased = n.Subnets - n.Free
 	}
 	return n, nil
