@@ -129,10 +129,20 @@ func (h *health) serveHealthz(w http.ResponseWriter, r *http.Request) {
 	if s.Healthy {
 		fmt.Fprintln(w, "ok")
 	}
-	for _, line := range slices.Concat(s.Problems, s.Notes) {
-		fmt.Fprintln(w, line)
+	for _, lines := range [][]string{s.Problems, s.Notes} {
+		for i, line := range lines {
+			if i == mostLines {
+				fmt.Fprintf(w, "and %d more\n", len(lines)-i)
+				break
+			}
+			fmt.Fprintln(w, line)
+		}
 	}
 }
+
+// mostLines is how many problems, and how many notes, /healthz lists as text: one
+// cause may have thousands. In JSON it lists them all.
+const mostLines = 50
 
 // serveReadyz answers whether the service manager was told that this node is ready.
 func (h *health) serveReadyz(w http.ResponseWriter, _ *http.Request) {

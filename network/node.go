@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -85,6 +87,7 @@ func Run(ctx context.Context, store subnet.Store, o Options) error {
 	n.store = subnet.NewPatient(n.metrics.Count(store), publicIP)
 	n.self.node = status.Node{Interface: iface, PublicIP: publicIP, Prefix: o.Prefix}
 	n.health.remark(n.away)
+	n.health.check(n.connected)
 	n.metrics.Health(func() (healthy, ready bool) {
 		is := n.health.report()
 		return is.Healthy, is.Ready
@@ -138,6 +141,40 @@ func (n node) away() string {
 		return ""
 	}
 	return fmt.Sprintf("etcd: away for %v: %v", time.Since(since).Round(time.Second), why)
+}
+
+// connected is an error while this host's interface cannot carry its traffic.
+func (n node) connected() error {
+	iface, err := net.InterfaceByName(n.iface.Name)
+	if err != nil {
+		return fmt.Errorf("interface: %s is not there: %w", n.iface.Name, err)
+	}
+	if iface.Flags&net.FlagUp == 0 || iface.Flags&net.FlagRunning == 0 {
+		return fmt.Errorf("interface: %s is down", n.iface.Name)
+	}
+	addrs, err := iface.Addrs()
+	if err != nil {
+		return fmt.Errorf("interface: the addresses of %s: %w", n.iface.Name, err)
+	}
+	for _, a := range addrs {
+		if ip, ok := a.(*net.IPNet); ok && ip.IP.Equal(n.iface.Addr.AsSlice()) {
+			return nil
+		}
+	}
+	return fmt.Errorf("interface: %s no longer has the address %v; restart flanneld if it has got another", n.iface.Name, n.iface.Addr)
+}
+
+// general are those faults, each once, that are of this host and not of a peer.
+func general(faults []error) (all []error) {
+	said := map[string]bool{}
+	for _, err := range faults {
+		var f *backend.Fault
+		if errors.As(err, &f) && f.General && !said[err.Error()] {
+			said[err.Error()] = true
+			all = append(all, err)
+		}
+	}
+	return all
 }
 
 // join gets everything under way, each long-running part in the group.
@@ -203,15 +240,15 @@ func (n node) join(ctx context.Context) error {
 	n.group.Go(func() error {
 		ready := false
 		return b.Run(ctx, own, forBackend.ch, func(c kernel.Comparison) {
-			n.health.set("data plane", c.Failed)
+			n.health.set("data plane", slices.Concat(c.Failed, general(c.Faults)))
 			n.metrics.Compared(c)
 			repairs.compared(c, time.Now())
 			comparisons.another()
 			if !ready {
 				ready = true
 				klog.Infof("Ready: %v through %s, MTU %d", own.Subnet, config.BackendType, b.MTU())
+				n.health.ready() // before systemd is told, and who waits for that asks
 				n.Notify(fmt.Sprintf("READY=1\nSTATUS=%v through %s", own.Subnet, config.BackendType))
-				n.health.ready()
 				n.group.Go(func() error { return n.watchdog(forFollower, forHolder, forBackend, &comparisons).run(ctx) })
 			}
 		})

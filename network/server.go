@@ -1,19 +1,35 @@
 package network
 
 import (
+	"bytes"
 	"context"
 	"fmt"
+	"log"
 	"net"
 	"net/http"
 	"os"
 	"sync"
 	"time"
 
+	"golang.org/x/net/netutil"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sync/singleflight"
 	"k8s.io/klog/v2"
 
 	"flanneld/network/local"
 	"flanneld/network/status"
+)
+
+const (
+	// clients is how many may be connected at once, to each of the two places where
+	// this node answers, so that none of them takes the files that it needs itself.
+	clients = 64
+	// reading is how long a client may take for its question, writing for the answer,
+	// and idling how long one may stay that asks no more.
+	reading, writing, idling = 5 * time.Second, 30 * time.Second, time.Minute
+	// listenAgain is how often the commands' socket is tried for that another process
+	// had at the start.
+	listenAgain = 10 * time.Second
 )
 
 // self is what this node tells of itself.
@@ -50,43 +66,66 @@ func (n node) serve(ctx context.Context) error {
 		}
 		serveOn(ctx, n.group, l, mux, "/healthz on "+n.HealthAddr.String())
 	}
-	l, err := local.Listen()
-	if err != nil {
-		klog.Warningf("Going on without a socket for the commands of flanneld: %v", err)
-		return nil
-	}
 	own := http.NewServeMux()
 	own.Handle("/", mux)
-	// Each of these asks etcd, and anybody on this host may ask for them.
-	var turn sync.Mutex
-	own.HandleFunc(status.NodePath, func(w http.ResponseWriter, r *http.Request) {
-		turn.Lock()
-		defer turn.Unlock()
-		defer n.trim()
-		_ = n.describe(r.Context()).Write(w) // who asked may have gone
-	})
-	own.HandleFunc(status.LeasesPath, func(w http.ResponseWriter, r *http.Request) {
-		turn.Lock()
-		defer turn.Unlock()
-		defer n.trim()
-		all, err := status.ReadNetwork(r.Context(), n.impatient, n.Prefix)
-		if err != nil {
-			http.Error(w, err.Error(), http.StatusBadGateway)
-			return
+	n.tellCommands(ctx, own)
+	l, err := local.Listen()
+	if err == nil {
+		serveOn(ctx, n.group, l, own, "the commands on this host")
+		return nil
+	}
+	klog.Warningf("Going on without a socket for the commands of flanneld, which is tried for again: %v", err)
+	n.group.Go(func() error {
+		for {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(listenAgain):
+			}
+			if l, err := local.Listen(); err == nil {
+				klog.Info("Got the socket for the commands of flanneld")
+				serveOn(ctx, n.group, l, own, "the commands on this host")
+				return nil
+			}
 		}
-		writeJSON(w, http.StatusOK, all)
 	})
-	serveOn(ctx, n.group, l, own, "the commands on this host")
 	return nil
+}
+
+// tellCommands answers what the commands on this host ask. For each question etcd is
+// asked, and anybody on this host may ask; so those who ask at the same time get one
+// answer, and nobody waits for how fast another reads it.
+func (n node) tellCommands(ctx context.Context, mux *http.ServeMux) {
+	var asking singleflight.Group
+	answer := func(path string, find func() (any, error), write func(w http.ResponseWriter, found any)) {
+		mux.HandleFunc(path, func(w http.ResponseWriter, r *http.Request) {
+			select {
+			case <-r.Context().Done():
+			case found := <-asking.DoChan(path, find):
+				if found.Err != nil {
+					http.Error(w, found.Err.Error(), http.StatusBadGateway)
+					return
+				}
+				write(w, found.Val)
+				n.trim()
+			}
+		})
+	}
+	answer(status.NodePath,
+		func() (any, error) { return n.describe(ctx), nil },
+		func(w http.ResponseWriter, found any) { _ = found.(status.Node).Write(w) }) // who asked may have gone
+	answer(status.LeasesPath,
+		func() (any, error) { return status.ReadNetwork(ctx, n.impatient, n.Prefix) },
+		func(w http.ResponseWriter, found any) { writeJSON(w, http.StatusOK, found) })
 }
 
 func serveOn(ctx context.Context, g *errgroup.Group, l net.Listener, h http.Handler, what string) {
 	srv := &http.Server{
-		Handler: h, ReadHeaderTimeout: 5 * time.Second, WriteTimeout: 30 * time.Second, IdleTimeout: time.Minute,
-		BaseContext: func(net.Listener) context.Context { return ctx },
+		Handler: h, ReadTimeout: reading, WriteTimeout: writing, IdleTimeout: idling,
+		ErrorLog: log.New(serverLog{}, "", 0),
 	}
 	g.Go(func() error {
-		if err := srv.Serve(l); ctx.Err() == nil {
+		if err := srv.Serve(netutil.LimitListener(l, clients)); ctx.Err() == nil {
 			return fmt.Errorf("serving %s: %w", what, err)
 		}
 		return nil
@@ -95,6 +134,15 @@ func serveOn(ctx context.Context, g *errgroup.Group, l net.Listener, h http.Hand
 		<-ctx.Done()
 		return srv.Close()
 	})
+}
+
+// serverLog takes what an HTTP server has to say, mostly of its clients, of whom
+// there may be many.
+type serverLog struct{}
+
+func (serverLog) Write(text []byte) (int, error) {
+	klog.V(1).Infof("Serving: %s", bytes.TrimSpace(text))
+	return len(text), nil
 }
 
 // describe is what there is to be told of this node now.

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 )
 
 // TTL is how long a lease lasts when nobody renews it.
@@ -121,6 +122,9 @@ func DecodeAttrs(value string) (Attrs, error) {
 	}
 	if !Reachable(ip) {
 		return Attrs{}, fmt.Errorf("its PublicIP %v is not an address a host can be reached at", ip)
+	}
+	if strings.ContainsFunc(v.BackendType, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return Attrs{}, fmt.Errorf("its BackendType %q is no name", v.BackendType) // nor for logs and terminals
 	}
 	a := Attrs{PublicIP: ip, BackendType: v.BackendType}
 	if a.BackendType == "" {

@@ -31,6 +31,8 @@ type options struct {
 	json bool
 	// etcdGiven says that somebody has said where etcd is.
 	etcdGiven bool
+	// prefixGiven says that somebody has said which directory the network is under.
+	prefixGiven bool
 
 	// What the commands' own flags set.
 	status  statusOptions
@@ -98,7 +100,7 @@ func parseFlags(c command, args []string, getenv func(string) string, help io.Wr
 	if err := fromEnvironment(fs, own, given, getenv); err != nil {
 		return options{}, err
 	}
-	o.etcdGiven = given["etcd-endpoints"]
+	o.etcdGiven, o.prefixGiven = given["etcd-endpoints"], given["etcd-prefix"]
 	if err := misplaced(fs); err != nil {
 		return options{}, err
 	}

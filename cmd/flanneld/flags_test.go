@@ -130,6 +130,7 @@ func TestBadUsageKeepsPassword(t *testing.T) {
 	const hidden = "an argument cannot be read; it is not shown, as it may hold the password: see the quotes and blanks around --etcd-password"
 	const stray = "there is an argument that is neither a flag nor a command, see --help; it is not shown, as it may hold the password: see the quotes"
 	defer klog.CaptureState().Restore()
+	t.Chdir(t.TempDir()) // klog keeps what its flags were set to last
 	inEnvironment := map[string]string{"FLANNELD_IP_MASQ": "true -etcd-password=open-sesame"}
 	for _, test := range []struct {
 		env  map[string]string

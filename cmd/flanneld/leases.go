@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 
@@ -18,7 +19,7 @@ func leasesCommand() command {
 		summary: "all leases of the network, and how full it is",
 		about: `lists all leases of the network in etcd, with the time left or "reserved", and how
 full the network is. It asks the daemon that runs on this host; where none does, or
---etcd-endpoints is given, it asks etcd itself, by the flags of the daemon.`,
+--etcd-endpoints or --etcd-prefix is given, it asks etcd itself, by the flags of the daemon.`,
 		flags: outputFlag,
 		run:   runLeases,
 	}
@@ -29,7 +30,7 @@ func runLeases(ctx context.Context, o options, stdout, stderr io.Writer) int {
 	if err == nil && o.json {
 		err = printJSON(stdout, all)
 	} else if err == nil {
-		status.Text{Colour: tty.Colour(stdout, os.Getenv)}.WriteLeases(stdout, all)
+		err = status.Text{Colour: tty.Colour(stdout, os.Getenv)}.WriteLeases(stdout, all)
 	}
 	if err != nil {
 		return fail(stderr, "leases", err)
@@ -38,9 +39,12 @@ func runLeases(ctx context.Context, o options, stdout, stderr io.Writer) int {
 }
 
 func readNetwork(ctx context.Context, o options) (status.Network, error) {
-	if !o.etcdGiven {
-		if all, err := status.NetworkFromDaemon(ctx); !errors.Is(err, local.ErrNone) {
-			return all, err
+	if !o.etcdGiven && !o.prefixGiven {
+		all, err := status.NetworkFromDaemon(ctx)
+		if err != nil && !errors.Is(err, local.ErrNone) {
+			return all, fmt.Errorf("%w; with --etcd-endpoints etcd itself is asked", err)
+		} else if err == nil {
+			return all, nil
 		}
 	}
 	store, err := etcdv2.New(o.etcd)

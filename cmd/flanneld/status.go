@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"flag"
+	"fmt"
 	"io"
 	"os"
 	"path"
 	"time"
 
+	"flanneld/network/local"
 	"flanneld/network/status"
 	"flanneld/pkg/echo"
 	"flanneld/pkg/tty"
@@ -43,8 +45,11 @@ const settling = 700 * time.Millisecond
 func runStatus(ctx context.Context, o options, stdout, stderr io.Writer) int {
 	report, err := inspect(ctx, o)
 	if err == nil && !report.Well && report.Daemon != nil && report.Daemon.Ready {
+		first := report
 		time.Sleep(settling)
-		report, err = inspect(ctx, o)
+		if report, err = inspect(ctx, o); err == nil {
+			report.Since(first)
+		}
 	}
 	if err != nil {
 		return fail(stderr, "status", err)
@@ -59,7 +64,7 @@ func runStatus(ctx context.Context, o options, stdout, stderr io.Writer) int {
 	if o.json {
 		err = printJSON(stdout, report)
 	} else {
-		status.Text{Colour: tty.Colour(stdout, os.Getenv), All: o.status.all}.Write(stdout, report)
+		err = status.Text{Colour: tty.Colour(stdout, os.Getenv), All: o.status.all}.Write(stdout, report)
 	}
 	if err != nil {
 		return fail(stderr, "status", err)
@@ -74,18 +79,29 @@ func runStatus(ctx context.Context, o options, stdout, stderr io.Writer) int {
 func inspect(ctx context.Context, o options) (status.Report, error) {
 	n, err := status.FromDaemon(ctx)
 	if err != nil { // also where one runs that hangs
-		missing := err
+		missing := noDaemon(err)
 		var store *etcdv2.Store
 		if store, err = etcdv2.New(o.etcd); err == nil {
 			n, err = status.Alone{
 				Missing: missing, Store: store, Prefix: o.prefix(), Interface: o.node.Interface, PublicIP: o.node.PublicIP, SubnetFile: o.node.SubnetFile,
 			}.Node(ctx)
 		}
+		if err != nil && !errors.Is(missing, local.ErrNone) {
+			err = fmt.Errorf("%w; and without asking it: %w", missing, err)
+		}
 	}
-	if err != nil {
-		return status.Report{}, err
+	return status.Inspect(n), err
+}
+
+// noDaemon is why there is no daemon to ask, given the error of asking one.
+func noDaemon(err error) error {
+	if !errors.Is(err, local.ErrNone) {
+		return err
 	}
-	return status.Inspect(n), nil
+	if pid, rerr := local.Running(isDaemon); rerr == nil {
+		return fmt.Errorf("flanneld runs on this host as process %d, and cannot be asked: it is of another version, or another process had its socket when it started", pid)
+	}
+	return err
 }
 
 // prefix is the directory in etcd, as it is shown.

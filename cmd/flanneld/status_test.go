@@ -223,6 +223,22 @@ func TestStatusTrouble(t *testing.T) {
 		h1.Run("sh", "-ec", "ip link del old; ip link del flannel.1")
 		well()
 	})
+	t.Run("the interface down", func(t *testing.T) {
+		h1.Run("ip", "link", "set", "eth0", "down")
+		awaitHealth(t, h1, http.StatusServiceUnavailable, "interface: eth0 is down")
+		awaitStatus(t, h1, "the interface", problem("interface: eth0 is down"), "--no-probe")
+		h1.Run("sh", "-ec", "ip link set eth0 up; ip route add default via 172.30.0.1; ip addr del "+h1.Addr().String()+"/24 dev eth0")
+		awaitStatus(t, h1, "its address", problem("interface: eth0 no longer has the address "+h1.Addr().String()), "--no-probe")
+		h1.Run("sh", "-ec", "ip addr add "+h1.Addr().String()+"/24 dev eth0; ip route replace default via 172.30.0.1")
+		well()
+	})
+	t.Run("forwarding off", func(t *testing.T) {
+		h1.Sysctl("net.ipv4.ip_forward", "0")
+		awaitHealth(t, h1, http.StatusServiceUnavailable, "forwarding: net.ipv4.ip_forward is off")
+		awaitStatus(t, h1, "forwarding", problem("forwarding: net.ipv4.ip_forward is off"), "--no-probe")
+		h1.Sysctl("net.ipv4.ip_forward", "1")
+		well()
+	})
 	t.Run("a silent peer", func(t *testing.T) {
 		h2.Run("ip", "link", "set", "eth0", "down")
 		awaitStatus(t, h1, "a peer", peer("vxlan ok ok ok, answers: false"))
@@ -305,6 +321,27 @@ func TestStatusFormerLease(t *testing.T) {
 		return r.Well && r.Lease.Subnet.String() == "10.1.50.0/24" && r.Lease.Reserved && r.Lease.RemainingSeconds == nil && len(r.Peers) == 0 &&
 			slices.ContainsFunc(r.Notes, func(n string) bool { return strings.HasPrefix(n, "lease: 10.1.1.0/24 bears this host's address too") })
 	})
+}
+
+// A daemon whose socket another process has is named by its process, and takes the
+// socket when that is gone.
+func TestStatusSocketTaken(t *testing.T) {
+	c, s := newCluster(t)
+	c.SetConfig(vxlanConfig)
+	h := c.Node("h1", s)
+	other := h.Host.Start("other", lab.Binary("flanneld"), "--etcd-endpoints="+c.Etcd.Endpoint(), "--subnet-file="+h.Dir+"/other.env", "--iface=eth0", "--etcd-prefix=/none")
+	c.Must(other.WaitLog("There is no network config yet", 10*time.Second))
+	h.Start()
+	h.AwaitReady()
+	c.Must(h.Daemon.WaitLog("Going on without a socket .*: the process "+fmt.Sprint(other.Pid)+" has the socket", 10*time.Second))
+	other.Kill()
+	awaitStatus(t, h, "the daemon without a socket", func(r status.Report) bool {
+		return !r.Well && slices.ContainsFunc(r.Problems, func(p string) bool {
+			return strings.Contains(p, fmt.Sprintf("flanneld runs on this host as process %d, and cannot be asked", h.Daemon.Pid))
+		})
+	}, alone(c, h)...)
+	c.Must(h.Daemon.WaitLog("Got the socket", 20*time.Second))
+	awaitStatus(t, h, "all is well", func(r status.Report) bool { return r.Well })
 }
 
 // All leases, from the daemon and from etcd itself.

@@ -95,7 +95,7 @@ func dial(ctx context.Context) (net.Conn, error) {
 	}
 	peer, err := credentials(conn)
 	if err == nil && peer.Uid != 0 && int(peer.Uid) != os.Getuid() {
-		err = fmt.Errorf("the socket %s is not root's but of the user %d, and is not to be believed", name, peer.Uid)
+		err = fmt.Errorf("the socket %s is not root's but of the user %d (or root's outside of this user namespace), and is not to be believed", name, peer.Uid)
 	}
 	if err != nil {
 		conn.Close()

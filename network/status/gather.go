@@ -16,8 +16,12 @@ import (
 	"flanneld/subnet"
 )
 
-// askingTime is how long etcd, or the daemon, may take to answer.
-const askingTime = 4 * time.Second
+const (
+	// askingTime is how long etcd may take to answer.
+	askingTime = 4 * time.Second
+	// daemonTime is how long the daemon may, which may have to ask etcd.
+	daemonTime = askingTime + 2*time.Second
+)
 
 // FromDaemon asks the daemon on this host. It is local.ErrNone where none runs.
 func FromDaemon(ctx context.Context) (n Node, err error) {
@@ -30,11 +34,11 @@ func FromDaemon(ctx context.Context) (n Node, err error) {
 
 // ask has one of the daemon's answers read.
 func ask(ctx context.Context, path string, read func(io.Reader) error) error {
-	ctx, cancel := context.WithTimeout(ctx, askingTime)
+	ctx, cancel := context.WithTimeout(ctx, daemonTime)
 	defer cancel()
 	err := local.Get(ctx, path, read)
 	if ctx.Err() != nil {
-		return fmt.Errorf("the flanneld on this host does not answer within %v: it may hang, see its log", askingTime)
+		return fmt.Errorf("the flanneld on this host does not answer within %v: it may hang, see its log", daemonTime)
 	}
 	return err
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"strings"
 	"time"
 
 	"flanneld/backend/table"
@@ -62,7 +63,7 @@ func ReadNetwork(ctx context.Context, store subnet.Store, prefix string) (Networ
 	n := Network{Prefix: prefix, Leases: []Entry{}, Unreadable: []Unreadable{}}
 	text, _, err := store.Config(ctx)
 	if err != nil && !errors.Is(err, subnet.ErrNotFound) {
-		return n, err
+		return n, late(ctx, err)
 	}
 	c, _, cerr := table.ParseConfig(text)
 	switch {
@@ -75,7 +76,7 @@ func ReadNetwork(ctx context.Context, store subnet.Store, prefix string) (Networ
 	}
 	entries, _, err := store.List(ctx)
 	if err != nil {
-		return n, err
+		return n, late(ctx, err)
 	}
 	all, unreadable := decode(entries)
 	n.Unreadable = append(n.Unreadable, unreadable...)
@@ -101,8 +102,17 @@ func ReadNetwork(ctx context.Context, store subnet.Store, prefix string) (Networ
 	return n, nil
 }
 
+// late is err, or that etcd has taken too long.
+func late(ctx context.Context, err error) error {
+	if ctx.Err() != nil {
+		return fmt.Errorf("etcd has not answered within %v", askingTime)
+	}
+	return err
+}
+
 // WriteLeases writes all leases of a network, and how full it is.
-func (t Text) WriteLeases(w io.Writer, n Network) {
+func (t Text) WriteLeases(to io.Writer, n Network) error {
+	w := &strings.Builder{}
 	rows := [][]cell{{{"SUBNET", bold}, {"PUBLIC IP", bold}, {"BACKEND", bold}, {"TIME LEFT", bold}, {"", plain}}}
 	for _, l := range n.Leases {
 		left, remark := cell{"reserved", plain}, cell{}
@@ -119,14 +129,17 @@ func (t Text) WriteLeases(w io.Writer, n Network) {
 		fmt.Fprintln(w)
 	}
 	for _, u := range n.Unreadable {
-		fmt.Fprintln(w, t.paint(cell{fmt.Sprintf("%s/subnets/%s cannot be read: %s", n.Prefix, u.Key, u.Error), yellow}))
+		fmt.Fprintln(w, t.paint(cell{fmt.Sprintf("%s/subnets/%s cannot be read: %s", n.Prefix, printable(u.Key), printable(u.Error)), yellow}))
 	}
 	if n.Config == nil {
 		fmt.Fprintln(w, count(len(n.Leases), "lease"))
 		fmt.Fprintln(w, t.paint(cell{"the network config cannot be used: " + n.ConfigError, red}))
-		return
+		_, err := io.WriteString(to, w.String())
+		return err
 	}
 	fmt.Fprintf(w, "%s; of the %d subnets of %v (%v to %v, /%d) %d taken, %d free: %.1f %% full\n",
 		count(len(n.Leases), "lease"), n.Subnets, n.Config.Network, n.Config.SubnetMin, n.Config.SubnetMax, n.Config.SubnetLen,
 		n.Leased, n.Free, 100*float64(n.Leased)/float64(n.Subnets))
+	_, err := io.WriteString(to, w.String())
+	return err
 }

@@ -157,6 +157,39 @@ func Inspect(n Node) Report {
 	return r
 }
 
+// Since drops what an earlier look has not shown: what is wrong for a moment only is a
+// change under way, as there always is one where leases come and go.
+func (r *Report) Since(earlier Report) {
+	r.Problems = both(r.Problems, earlier.Problems)
+	before := map[netip.Prefix]Peer{}
+	for _, p := range earlier.Peers {
+		before[p.Subnet] = p
+	}
+	r.Summary.Wrong = 0
+	for i := range r.Peers {
+		p := &r.Peers[i]
+		was := before[p.Subnet]
+		p.Problems = both(p.Problems, was.Problems)
+		for _, entry := range []struct {
+			now *string
+			was string
+		}{{&p.Route, was.Route}, {&p.Neighbour, was.Neighbour}, {&p.FDB, was.FDB}} {
+			if *entry.now != none && *entry.now != entry.was {
+				*entry.now = right
+			}
+		}
+		if p.wrong() {
+			r.Summary.Wrong++
+		}
+	}
+	r.judge()
+}
+
+// both are the texts that two lists have.
+func both(a, b []string) []string {
+	return slices.DeleteFunc(a, func(text string) bool { return !slices.Contains(b, text) })
+}
+
 func (r *Report) problem(format string, args ...any) {
 	r.Problems = append(r.Problems, fmt.Sprintf(format, args...))
 }

@@ -7,6 +7,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -64,7 +65,8 @@ func (t Text) columns(w io.Writer, indent string, rows [][]cell) {
 }
 
 // Write writes a report.
-func (t Text) Write(w io.Writer, r Report) {
+func (t Text) Write(to io.Writer, r Report) error {
+	w := &strings.Builder{}
 	var rows [][]cell
 	row := func(name, text, colour string) { rows = append(rows, []cell{{name, plain}, {text, colour}}) }
 	switch d := r.Daemon; {
@@ -118,15 +120,33 @@ func (t Text) Write(w io.Writer, r Report) {
 	}
 	t.columns(w, "", rows)
 	t.peers(w, r)
-	for _, n := range r.Notes {
-		fmt.Fprintln(w, t.paint(cell{"note: " + n, yellow}))
-	}
-	for _, p := range r.Problems {
-		fmt.Fprintln(w, t.paint(cell{"problem: " + p, red}))
-	}
+	t.lines(w, "note", yellow, r.Notes)
+	t.lines(w, "problem", red, r.Problems)
 	if r.Well {
 		fmt.Fprintln(w, t.paint(cell{"all is well", green}))
 	}
+	_, err := io.WriteString(to, w.String())
+	return err
+}
+
+// lines writes texts of one kind, a line each, and of many some.
+func (t Text) lines(w io.Writer, kind, colour string, texts []string) {
+	for i, text := range texts {
+		if left := len(texts) - i; i == few && left > 1 && !t.All {
+			text = fmt.Sprintf("there are %d more (--all lists them all)", left)
+			fmt.Fprintln(w, t.paint(cell{kind + ": " + text, colour}))
+			return
+		}
+		fmt.Fprintln(w, t.paint(cell{kind + ": " + printable(text), colour}))
+	}
+}
+
+// printable makes a text visible in which there is what a terminal would obey.
+func printable(text string) string {
+	if strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+		return strconv.Quote(text)
+	}
+	return text
 }
 
 // peers writes how the peers are: how many, then all of a few, and of many some
@@ -175,9 +195,7 @@ func (t Text) peers(w io.Writer, r Report) {
 	if leftWrong > 0 {
 		why = append(why, fmt.Sprintf("there is trouble with %s that are not listed", count(leftWrong, "more peer")))
 	}
-	for _, text := range why {
-		fmt.Fprintln(w, t.paint(cell{"problem: " + text, red}))
-	}
+	t.lines(w, "problem", red, why)
 }
 
 // troubles are a peer's problems, that it does not answer among them.

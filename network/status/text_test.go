@@ -1,12 +1,14 @@
 package status
 
 import (
+	"errors"
 	"flag"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -69,8 +71,28 @@ func goodReport(peers int) Report {
 
 func text(how Text, r Report) string {
 	var b strings.Builder
-	how.Write(&b, r)
+	how.Write(&b, r) // a Builder takes all
 	return b.String()
+}
+
+type full struct{}
+
+func (full) Write([]byte) (int, error) { return 0, syscall.ENOSPC }
+
+// What cannot be written is an error, and what others have written into etcd does
+// nothing to a terminal.
+func TestWriteWhere(t *testing.T) {
+	if err := (Text{}).Write(full{}, goodReport(1)); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("%v", err)
+	}
+	if err := (Text{}).WriteLeases(full{}, Network{}); !errors.Is(err, syscall.ENOSPC) {
+		t.Errorf("%v", err)
+	}
+	r := goodReport(1)
+	r.Problems = []string{"it is \x1b[31mred\nproblem: forged"}
+	if got := text(Text{}, r); !strings.Contains(got, `problem: "it is \x1b[31mred\nproblem: forged"`) {
+		t.Errorf("%s", got)
+	}
 }
 
 func TestWriteWell(t *testing.T) {
@@ -136,6 +158,12 @@ func TestWriteMany(t *testing.T) {
 	}
 	if got := strings.Count(text(Text{}, r), "\n"); got > 60 {
 		t.Errorf("%d lines where something is wrong with all of 5,000", got)
+	}
+	for i := range 3000 {
+		r.Problems = append(r.Problems, fmt.Sprintf("surplus %d", i))
+	}
+	if got := text(Text{}, r); strings.Count(got, "\n") > 90 || !strings.Contains(got, "problem: there are 2982 more (--all lists them all)") {
+		t.Errorf("%d lines where there are thousands of problems", strings.Count(got, "\n"))
 	}
 	if got := strings.Count(text(Text{All: true}, r), "\n10."); got != 5000 {
 		t.Errorf("--all lists %d of 5,000 peers", got)
