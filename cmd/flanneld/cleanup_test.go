@@ -285,8 +285,18 @@ func TestCleanupBesideDaemon(t *testing.T) {
 			if text, status := cleanUp(h, "--dry-run"); status != exitOK || !strings.HasPrefix(text, fmt.Sprintf("dry run: flanneld runs on this host as process %d: stop it first\n", h.Daemon.Pid)) {
 				t.Errorf("the dry run ends with %d and says\n%s", status, text)
 			}
-			if text, status := cleanUp(h, "--force"); status != exitOK || !strings.Contains(text, "removed the file") {
+			// The daemon writes its files when it starts, and not again when they go.
+			left := fmt.Sprintf("left %[1]s and %[1]s.lease, which the daemon that runs would not write again\n", h.SubnetFile())
+			if text, status := cleanUp(h, "--dry-run", "--force"); status != exitOK || !strings.Contains(text, "dry run: "+left) {
+				t.Errorf("the dry run with --force ends with %d and says\n%s", status, text)
+			}
+			if text, status := cleanUp(h, "--force"); status != exitOK || !strings.Contains(text, left) {
 				t.Errorf("with --force it ends with %d and says\n%s", status, text)
+			}
+			for _, file := range []string{h.SubnetFile(), h.SubnetFile() + ".lease"} {
+				if _, err := os.Stat(file); err != nil {
+					t.Errorf("beneath a daemon: %v", err)
+				}
 			}
 			routes := func() int { return strings.Count(h.Routes(), "proto 102") }
 			lab.Eventually(t, mending, "the daemon puts its routes back", func() error {
@@ -296,7 +306,7 @@ func TestCleanupBesideDaemon(t *testing.T) {
 				return nil
 			})
 			h.Stop()
-			if text, status := cleanUp(h); status != exitOK || routes() > 0 {
+			if text, status := cleanUp(h); status != exitOK || routes() > 0 || !strings.Contains(text, "removed the file "+h.SubnetFile()+"\n") {
 				t.Errorf("it ends with %d and leaves %d routes, and says\n%s", status, routes(), text)
 			}
 		})
@@ -418,7 +428,7 @@ func TestCleanupHindered(t *testing.T) {
 	d.set(`case "$*" in *"-t nat"*) echo "out of order" >&2; exit 1;; esac`)
 	cleaned(t, h, nil, exitFailure,
 		"iptables: filter: took out chain FLANNEL-FWD and the jumps to it", "removed the device flannel.1",
-		"left "+h.SubnetFile()+", as it tells the next run which rules are flannel's", forwardingLeft,
+		"left "+h.SubnetFile()+", as the next run needs it to tell what is flannel's", forwardingLeft,
 		"flanneld cleanup: taking out the rules of iptables: listing the iptables table nat: iptables: exit status 1: out of order")
 	d.set("")
 	cleaned(t, h, nil, exitOK, "iptables: nat: took out chain FLANNEL-POSTRTG and the jumps to it",

@@ -105,8 +105,10 @@ type cleaner struct {
 	entries  []subnet.Entry
 	ways     map[way]bool // to the subnets of the leases
 	keepFile bool         // as it is of use to the next run
+	beneath  bool         // a daemon that runs, which needs its files
 
 	count  int // of what was removed from the host
+	left   bool
 	failed []error
 }
 
@@ -124,6 +126,12 @@ func (c *cleaner) say(format string, args ...any) {
 	c.Say(line)
 }
 
+// leave says what of flanneld's stays on the host, or may be its.
+func (c *cleaner) leave(format string, args ...any) {
+	c.left = true
+	c.say("left "+format, args...)
+}
+
 func (c *cleaner) fail(format string, args ...any) {
 	c.failed = append(c.failed, fmt.Errorf(format, args...))
 }
@@ -131,6 +139,7 @@ func (c *cleaner) fail(format string, args ...any) {
 // alone is an error if a daemon runs, which would put everything back.
 func (c *cleaner) alone() error {
 	pid, err := local.Running(c.IsDaemon)
+	c.beneath = err == nil
 	switch {
 	case errors.Is(err, local.ErrNone), err != nil && c.Force:
 	case err != nil:
@@ -265,8 +274,14 @@ func (c *cleaner) tables(context.Context) {
 // files removes the subnet file and the one beside it.
 func (c *cleaner) files(context.Context) {
 	written := subnetfile.Files(c.SubnetFile)
-	if c.keepFile && len(written) > 0 {
-		c.say("left %s, as it tells the next run which rules are flannel's", c.SubnetFile)
+	switch {
+	case len(written) == 0:
+		return
+	case c.beneath:
+		c.leave("%s, which the daemon that runs would not write again", strings.Join(written, " and "))
+		return
+	case c.keepFile:
+		c.leave("%s, as the next run needs it to tell what is flannel's", c.SubnetFile)
 		return
 	}
 	for _, file := range written {
@@ -285,7 +300,7 @@ func (c *cleaner) files(context.Context) {
 func (c *cleaner) sum(context.Context) {
 	forwarding, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward")
 	switch {
-	case c.count == 0 && len(c.failed) == 0:
+	case c.count == 0 && len(c.failed) == 0 && !c.left:
 		c.say("nothing of flanneld's is on this host")
 	case c.count > 0 && err == nil && strings.TrimSpace(string(forwarding)) == "1":
 		c.say("left IPv4 forwarding on, as others may need it; sysctl -w net.ipv4.ip_forward=0 turns it off")
