@@ -10,6 +10,8 @@ import (
 // only those routes that it is told to.
 func TestClear(t *testing.T) {
 	h := newHost(t)
+	h.Run("ip", "link", "set", "eth0", "addrgenmode", "none")
+	h.Sysctl("net/ipv6/conf/eth0/disable_ipv6", "0")
 	h.Run("sh", "-ec", `
 		ip link add vx0 type vxlan id 77 dev eth0 dstport 8472
 		ip route add 10.1.240.0/24 via 172.16.16.1 proto static
@@ -18,9 +20,11 @@ func TestClear(t *testing.T) {
 		ip route add 10.1.4.0/24 dev eth0
 		ip route add 10.1.5.0/24 via 172.16.16.5 table 100 proto 102
 		ip nexthop add id 7 via 172.16.16.7 dev eth0
-		ip route add 10.1.6.0/24 nhid 7`)
+		ip route add 10.1.6.0/24 nhid 7
+		ip -6 nexthop add id 8 via fe80::8 dev eth0 proto 102
+		ip -6 route add 2001:db8:8::/64 nhid 8`)
 	dump := func() string {
-		return h.Run("sh", "-ec", "ip -o link; ip route show table all; ip nexthop; ip neigh show nud permanent")
+		return h.Run("sh", "-ec", "ip -o link; ip route show table all; ip -6 route; ip nexthop; ip neigh show nud permanent")
 	}
 	others := dump()
 	h.Run("sh", "-ec", `

@@ -132,7 +132,7 @@ func (t *table) whole(read func() error) error {
 
 func (t *table) addHop(hops *hops, n rtnl.NextHop) {
 	switch {
-	case n.Protocol != t.owner.Protocol:
+	case n.Protocol != t.owner.Protocol || n.IPv6: // ours are for IPv4
 		hops.taken[n.ID] = n
 	case n.Other || !n.Gateway.IsValid():
 		hops.ours[n.ID] = &hop{id: n.ID} // whose way no route can want

@@ -22,6 +22,8 @@ type NextHop struct {
 	// Other is an object with anything else to it: a group, a blackhole, one
 	// for IPv6.
 	Other bool
+	// IPv6 is one for IPv6. It takes up its ID all the same.
+	IPv6 bool
 }
 
 // nhaFDB is NHA_FDB of linux/nexthop.h, which package unix does not have.
@@ -36,7 +38,7 @@ func ParseNextHop(b []byte) (n NextHop, ok bool) {
 	if len(b) < sizeofNhMsg {
 		return n, false
 	}
-	n = NextHop{Protocol: b[2], OnLink: order.Uint32(b[4:])&unix.RTNH_F_ONLINK != 0, Other: b[0] != unix.AF_INET}
+	n = NextHop{Protocol: b[2], OnLink: order.Uint32(b[4:])&unix.RTNH_F_ONLINK != 0, Other: b[0] != unix.AF_INET, IPv6: b[0] == unix.AF_INET6}
 	for kind, v := range attributes(b[sizeofNhMsg:]) {
 		switch kind {
 		case unix.NHA_ID:

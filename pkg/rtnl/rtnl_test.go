@@ -210,6 +210,7 @@ func TestOthers(t *testing.T) {
 		ip nexthop add id 1 blackhole
 		ip nexthop add id 2 via 172.30.0.9 dev eth0
 		ip nexthop add id 3 group 2
+		ip nexthop add id 4 via fe80::1 dev eth0
 		bridge fdb add 02:00:00:00:00:01 dev vx0 dst 192.0.2.1 port 99
 		bridge fdb add 02:00:00:00:00:02 dev vx0 dst 192.0.2.1 vni 99
 		bridge fdb add 02:00:00:00:00:03 dev vx0 dst 192.0.2.1 via eth0
@@ -221,7 +222,9 @@ func TestOthers(t *testing.T) {
 			got = append(got, fmt.Sprintf("%v other %v multipath %v via %v type %d tos %d", r.Dst, r.Other, r.Multipath, r.Via, r.Type, r.TOS))
 		}
 	}))
-	h.must(h.socket.NextHops(func(n rtnl.NextHop) { got = append(got, fmt.Sprintf("next hop %d other %v", n.ID, n.Other)) }))
+	h.must(h.socket.NextHops(func(n rtnl.NextHop) {
+		got = append(got, fmt.Sprintf("next hop %d other %v IPv6 %v", n.ID, n.Other, n.IPv6))
+	}))
 	h.must(h.socket.FDB(h.vx0, func(f rtnl.FDBEntry) { got = append(got, fmt.Sprintf("FDB %d other %v", f.MAC[5], f.Other)) }))
 	compare(t, "all", got,
 		"10.2.1.0/24 other true multipath false via false type 1 tos 0",
@@ -230,7 +233,7 @@ func TestOthers(t *testing.T) {
 		"10.2.4.0/24 other true multipath false via true type 1 tos 0",
 		"10.2.5.0/24 other false multipath false via false type 6 tos 0",
 		"10.2.6.0/24 other false multipath false via false type 1 tos 16",
-		"next hop 1 other true", "next hop 2 other false", "next hop 3 other true",
+		"next hop 1 other true IPv6 false", "next hop 2 other false IPv6 false", "next hop 3 other true IPv6 false", "next hop 4 other true IPv6 true",
 		"FDB 1 other true", "FDB 2 other true", "FDB 3 other true", "FDB 4 other true", "FDB 5 other false")
 }
 
