@@ -116,8 +116,8 @@ func sameDump(t *testing.T, what, got, want string) {
 	t.Errorf("%s, there is more on the host:\n%s\nand less:\n%s", what, strings.Join(less(got, want), "\n"), strings.Join(less(want, got), "\n"))
 }
 
-// useIPTables has what is started on a host next find just this kind of iptables, and
-// iptables-legacy beside iptables-nft.
+// useIPTables has what is started on a host next find this kind of iptables, and the
+// other beside it.
 func useIPTables(t *testing.T, h *cluster.Node, program string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -132,6 +132,7 @@ func useIPTables(t *testing.T, h *cluster.Node, program string) {
 	}
 	for _, suffix := range []string{"", "-restore"} {
 		link("iptables"+suffix, program+suffix)
+		link("iptables-nft"+suffix, "iptables-nft"+suffix)
 		link("iptables-legacy"+suffix, "iptables-legacy"+suffix)
 	}
 	h.Under = []string{"env", "PATH=" + dir + ":" + os.Getenv("PATH")}
@@ -202,7 +203,7 @@ func TestCleanupOlder(t *testing.T) {
 	for i, with := range []string{"the subnet file", "the chains of a newer daemon", "the masquerading rules", "the config in etcd"} {
 		t.Run(with, func(t *testing.T) {
 			h := c.Node(fmt.Sprintf("h%d", i), s)
-			useIPTables(t, h, "iptables-nft")
+			useIPTables(t, h, []string{"iptables-nft", "iptables-legacy"}[i%2])
 			// As an operator has them, who cares for just one direction.
 			sh(h, foreignThings+`
 				iptables-nft -A FORWARD -s 10.1.0.0/16 -j ACCEPT

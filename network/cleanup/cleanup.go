@@ -202,11 +202,11 @@ func (c *cleaner) rules(ctx context.Context) {
 		*iptables.Tables
 	}
 	kinds := []kind{{"iptables", main}}
-	legacy, err := main.Legacy(ctx)
+	name, other, err := main.Beside(ctx)
 	if err != nil {
-		fail("iptables-legacy", err)
-	} else if legacy != nil {
-		kinds = append(kinds, kind{"iptables-legacy", legacy})
+		fail(name, err)
+	} else if other != nil {
+		kinds = append(kinds, kind{name, other})
 	}
 
 	// First all that tells which networks are flannel's: the rules of one kind may

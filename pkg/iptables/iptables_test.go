@@ -201,21 +201,6 @@ func TestInLegacy(t *testing.T) {
 		if got := look(); got != "" {
 			t.Errorf("with nothing there: %s", got)
 		}
-		legacy := func() (there, nat, mangle bool) {
-			t.Helper()
-			l, err := tables.Legacy(t.Context())
-			if err != nil {
-				t.Fatal(err)
-			}
-			if l == nil {
-				l = tables
-			}
-			return l != tables, l.Has("nat"), l.Has("mangle")
-		}
-		nft := program == "iptables-nft"
-		if there, nat, mangle := legacy(); there || nat != nft || mangle != nft {
-			t.Errorf("with nothing there, iptables-legacy is there: %t, nat: %t, mangle: %t", there, nat, mangle)
-		}
 		script := "*nat\n:OURS - [0:0]\n:MORE - [0:0]\n:THEIRS - [0:0]\n" + rightTable[strings.Index(rightTable, "-A"):] +
 			"-A POSTROUTING -s 10.9.0.0/16 -j RETURN\nCOMMIT\n*filter\n-A OUTPUT -s 10.9.0.0/16 -j ACCEPT\n-A OUTPUT -d 10.9.0.0/16 -j ACCEPT\nCOMMIT\n"
 		if _, err := tables.command(t.Context(), script, []string{"iptables-legacy-restore", "--noflush"}); err != nil {
@@ -228,8 +213,65 @@ func TestInLegacy(t *testing.T) {
 		if got := look(); got != want {
 			t.Errorf("found %q, want %q", got, want)
 		}
-		if there, nat, mangle := legacy(); there != nft || !nat || mangle {
-			t.Errorf("iptables-legacy is there: %t, nat: %t, mangle: %t", there, nat, mangle)
+	})
+}
+
+// The other kind of iptables is found where it has tables, and to look for them and at
+// them makes none.
+func TestBeside(t *testing.T) {
+	inNamespace(t, func(t *testing.T, program string) {
+		tables, err := NewWith(t.Context(), program)
+		if err != nil {
+			t.Fatal(err)
+		}
+		want := map[string]string{"iptables-nft": "iptables-legacy", "iptables-legacy": "iptables-nft"}[program]
+		name, other, err := tables.Beside(t.Context())
+		if name != want || other != nil || err != nil {
+			t.Errorf("with nothing there: %s, %v, %v", name, other, err)
+		}
+		run := func(argv ...string) string {
+			t.Helper()
+			text, err := output(t.Context(), "", argv)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return text
+		}
+		made := func() string {
+			t.Helper()
+			var rules []string
+			for line := range strings.Lines(run("iptables-nft-save")) {
+				if line[0] != '#' { // when it was saved
+					rules = append(rules, line)
+				}
+			}
+			return strings.Join(append(rules, legacyTables()...), "")
+		}
+		if got := made(); got != "" {
+			t.Errorf("to look has made %s", got)
+		}
+		run(want, "-t", "nat", "-N", "THEIRS")
+		before := made()
+		name, other, err = tables.Beside(t.Context())
+		if name != want || other == nil || err != nil {
+			t.Fatalf("with a table: %s, %v, %v", name, other, err)
+		}
+		for table, has := range map[string]bool{"nat": true, "filter": other.NFT()} {
+			if other.Has(table) != has {
+				t.Errorf("%s is there: %v", table, !has)
+			}
+			if !has {
+				continue
+			}
+			if _, err := other.Rules(t.Context(), table); err != nil {
+				t.Error(err)
+			}
+		}
+		if rules, err := other.Rules(t.Context(), "nat"); len(rules) != 5 {
+			t.Errorf("its chains are %q, %v", rules, err)
+		}
+		if got := made(); got != before {
+			t.Errorf("to look at them has made\n%s\nof\n%s", got, before)
 		}
 	})
 }

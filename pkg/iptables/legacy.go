@@ -2,12 +2,18 @@ package iptables
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"flanneld/pkg/nldump"
 )
 
 // InLegacy says how many rules of ours each chain of iptables-legacy holds, where
@@ -33,17 +39,24 @@ func (t *Tables) InLegacy(ctx context.Context, chains []Chain, leftovers []Lefto
 	return inSaved(text, chains, leftovers), nil
 }
 
-// Legacy is the host's iptables-legacy, where these Tables are iptables-nft and it
-// is in use beside them, as InLegacy has it; otherwise nil.
-func (t *Tables) Legacy(ctx context.Context) (*Tables, error) {
-	if !t.nft || len(legacyTables()) == 0 {
-		return nil, nil
+// Beside is the host's other kind of iptables, where it is in use beside these
+// Tables, and the name of its program: iptables-legacy beside iptables-nft, and the
+// reverse. Where there is nothing to look at, other is nil.
+func (t *Tables) Beside(ctx context.Context) (name string, other *Tables, err error) {
+	name = "iptables-legacy"
+	used := len(legacyTables()) > 0
+	if !t.nft {
+		name = "iptables-nft"
+		if used, err = nftTables(); err != nil {
+			return name, nil, err
+		}
 	}
-	path := filepath.Join(filepath.Dir(t.path), "iptables-legacy")
-	if _, err := exec.LookPath(path); err != nil {
-		return nil, nil
+	path := filepath.Join(filepath.Dir(t.path), name)
+	if _, err := exec.LookPath(path); !used || err != nil {
+		return name, nil, nil
 	}
-	return NewWith(ctx, path)
+	other, err = NewWith(ctx, path)
+	return name, other, err
 }
 
 // Has reports whether a table can be looked at without making it. One that cannot
@@ -59,6 +72,20 @@ func legacyTables() []string {
 		return nil
 	}
 	return strings.Fields(string(names))
+}
+
+// nftTables reports whether nf_tables has tables for IPv4. iptables-nft itself fails
+// where the kernel has no nf_tables, and older ones make the tables that they list.
+func nftTables() (bool, error) {
+	request := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETTABLE, unix.NLM_F_DUMP)
+	request.AddData(&nl.Nfgenmsg{NfgenFamily: unix.AF_INET, Version: nl.NFNETLINK_V0})
+	tables, torn, err := nldump.Whole(func() ([][]byte, error) { return request.Execute(unix.NETLINK_NETFILTER, 0) })
+	if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EPROTONOSUPPORT) { // the kernel has none
+		return false, nil
+	} else if err != nil {
+		return false, fmt.Errorf("asking the kernel for the tables of nf_tables: %w", err)
+	}
+	return len(tables) > 0 || torn, nil
 }
 
 // inSaved is InLegacy for what iptables-save prints.
