@@ -240,14 +240,14 @@ func (c *cleaner) rules(ctx context.Context) {
 // tables clears the kernel's. Routes that an older daemon made bear no mark: only
 // the leases tell them from anybody's.
 func (c *cleaner) tables(context.Context) {
-	var left []kernel.Route
-	removed, failed := kernel.Clear(backend.Owner, func(r kernel.Route) bool {
+	var unmarked []kernel.Route
+	removed, left, failed := kernel.Clear(backend.Owner, func(r kernel.Route) bool {
 		inside := func(n netip.Prefix) bool { return n.Bits() < r.Dst.Bits() && prefix.Contains(n, r.Dst) }
 		if !slices.ContainsFunc(c.networks, inside) {
 			return false
 		}
 		if !c.ways[way{r.Dst, r.Via}] {
-			left = append(left, r)
+			unmarked = append(unmarked, r)
 			return false
 		}
 		return true
@@ -256,19 +256,23 @@ func (c *cleaner) tables(context.Context) {
 		c.count++
 		c.say("removed %s", what)
 	}
+	for _, what := range left {
+		c.leave("%s, as routes that are not flanneld's go through it", what)
+	}
 	c.failed = append(c.failed, failed...)
-	if len(left) == 0 {
+	if len(unmarked) == 0 {
 		return
 	}
 	more := ""
-	if n := len(left) - 1; n > 0 {
+	if n := len(unmarked) - 1; n > 0 {
 		more = fmt.Sprintf(" and %d more into the network", n)
 	}
 	why := "no lease is reached that way"
 	if !c.asked {
+		c.keepFile = true // without which nothing may tell that these are in the network
 		why = "with --etcd-endpoints the leases tell whether an older daemon made it"
 	}
-	c.say("left the route %v%s, which bears no mark: %s", slices.MinFunc(left, func(a, b kernel.Route) int { return prefix.Compare(a.Dst, b.Dst) }), more, why)
+	c.leave("the route %v%s, which bears no mark: %s", slices.MinFunc(unmarked, func(a, b kernel.Route) int { return prefix.Compare(a.Dst, b.Dst) }), more, why)
 }
 
 // files removes the subnet file and the one beside it.

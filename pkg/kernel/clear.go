@@ -19,27 +19,28 @@ import (
 // changes nothing.
 //
 // It says what it has removed, or a dry one would, a phrase for each but for what
-// goes with a device. What cannot be removed does not keep the rest from going, and
-// is in failed.
-func Clear(owner Owner, also func(Route) bool, dry bool) (removed []string, failed []error) {
+// goes with a device. left are next hops of the owner's that stay, as routes of others
+// go through them. What cannot be removed does not keep the rest from going, and is in
+// failed.
+func Clear(owner Owner, also func(Route) bool, dry bool) (removed, left []string, failed []error) {
 	handle, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
-		return nil, []error{fmt.Errorf("opening a netlink socket: %w", err)}
+		return nil, nil, []error{fmt.Errorf("opening a netlink socket: %w", err)}
 	}
 	defer handle.Close()
 	socket, err := rtnl.Open()
 	if err != nil {
-		return nil, []error{err}
+		return nil, nil, []error{err}
 	}
 	defer socket.Close()
 	t := table{owner: owner, handle: handle, socket: socket}
 	mine, err := t.readLinks()
 	if err != nil {
-		return nil, []error{err}
+		return nil, nil, []error{err}
 	}
 	have, _, err := t.readRoutes()
 	if err != nil {
-		return nil, []error{err}
+		return nil, nil, []error{err}
 	}
 
 	changes := diff(State{}, &have)
@@ -50,6 +51,16 @@ func Clear(owner Owner, also func(Route) bool, dry bool) (removed []string, fail
 			}
 		}
 	}
+	goes := map[*hop]bool{}
+	for i := range changes {
+		goes[changes[i].hop] = true
+	}
+	for _, is := range have.hops.ours {
+		if !goes[is] {
+			left = append(left, is.what())
+		}
+	}
+	slices.Sort(left)
 	slices.SortFunc(changes, func(a, b change) int {
 		return cmp.Or(cmp.Compare(a.op, b.op), cmp.Compare(a.entry().key, b.entry().key))
 	})
@@ -58,7 +69,7 @@ func Clear(owner Owner, also func(Route) bool, dry bool) (removed []string, fail
 	refused := map[*change]error{}
 	if !dry {
 		if _, err := t.apply(changes, &have, 0, func(c *change, err error) { refused[c] = err }); err != nil {
-			return nil, []error{err}
+			return nil, nil, []error{err}
 		}
 	}
 	for i := range changes {
@@ -84,7 +95,7 @@ func Clear(owner Owner, also func(Route) bool, dry bool) (removed []string, fail
 	if t.torn {
 		failed = append(failed, errors.New("the kernel's tables change faster than they can be read, so that something may have been missed"))
 	}
-	return removed, failed
+	return removed, left, failed
 }
 
 // dev is the interface of what a change of Clear's deletes, empty if it has none.
@@ -97,11 +108,17 @@ func (c *change) dev() string {
 
 // what names what a change of Clear's deletes.
 func (c *change) what() string {
-	if c.op == delHop && c.hop.way == (way{}) { // a group, or another that no route here wants
-		return fmt.Sprintf("the next hop %d", c.hop.id)
-	} else if c.op == delHop {
-		return fmt.Sprintf("the next hop %d via %v dev %s", c.hop.id, c.hop.via.addr(), c.hop.dev)
+	if c.op == delHop {
+		return c.hop.what()
 	}
 	// One that leads nowhere, or several ways, has no interface.
 	return "the route " + strings.TrimSuffix(c.old.Route.String(), " dev ")
+}
+
+// what names a next hop of ours.
+func (is *hop) what() string {
+	if is.way == (way{}) { // a group, or another that no route here wants
+		return fmt.Sprintf("the next hop %d", is.id)
+	}
+	return fmt.Sprintf("the next hop %d via %v dev %s", is.id, is.via.addr(), is.dev)
 }

@@ -22,7 +22,9 @@ func TestClear(t *testing.T) {
 		ip nexthop add id 7 via 172.16.16.7 dev eth0
 		ip route add 10.1.6.0/24 nhid 7
 		ip -6 nexthop add id 8 via fe80::8 dev eth0 proto 102
-		ip -6 route add 2001:db8:8::/64 nhid 8`)
+		ip -6 route add 2001:db8:8::/64 nhid 8
+		ip nexthop add id 15 via 172.16.16.15 dev eth0 proto 102
+		ip route add 10.1.15.0/24 nhid 15 proto static`)
 	dump := func() string {
 		return h.Run("sh", "-ec", "ip -o link; ip route show table all; ip -6 route; ip nexthop; ip neigh show nud permanent")
 	}
@@ -46,12 +48,12 @@ func TestClear(t *testing.T) {
 	all := dump()
 
 	var asked []string
-	clear := func(dry bool) (removed []string) {
+	clear := func(dry bool) (removed, left []string) {
 		t.Helper()
 		asked = nil
 		err := h.Do(func() error {
 			var failed []error
-			removed, failed = Clear(testOwner, func(r Route) bool {
+			removed, left, failed = Clear(testOwner, func(r Route) bool {
 				asked = append(asked, r.String())
 				return r.Dst == pfx("10.1.2.0/24") || r.Dst == pfx("10.1.240.0/24") || r.Dst == pfx("10.1.6.0/24")
 			}, dry)
@@ -64,7 +66,7 @@ func TestClear(t *testing.T) {
 			t.Fatal(err)
 		}
 		slices.Sort(asked)
-		return removed
+		return removed, left
 	}
 	want := []string{
 		"the route 10.1.2.0/24 via 172.16.16.2 dev eth0",
@@ -82,7 +84,9 @@ func TestClear(t *testing.T) {
 		}
 	}
 	for _, dry := range []bool{true, false} {
-		equal("removed", clear(dry), want)
+		removed, left := clear(dry)
+		equal("removed", removed, want)
+		equal("left", left, []string{"the next hop 15 via 172.16.16.15 dev eth0"})
 		equal("asked of", asked, []string{"0.0.0.0/0 via 172.16.16.1 dev eth0", "10.1.2.0/24 via 172.16.16.2 dev eth0", "10.1.241.0/24 via 172.16.16.1 dev eth0"})
 		if got := dump(); dry && got != all {
 			t.Errorf("a dry run has left\n%s\nof\n%s", got, all)
@@ -90,5 +94,7 @@ func TestClear(t *testing.T) {
 			t.Errorf("it has left\n%s\nand not\n%s", got, others)
 		}
 	}
-	equal("removed the second time", clear(false), nil)
+	removed, left := clear(false)
+	equal("removed the second time", removed, nil)
+	equal("left the second time", left, []string{"the next hop 15 via 172.16.16.15 dev eth0"})
 }
