@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -91,6 +92,53 @@ func TestSignals(t *testing.T) {
 	if !strings.Contains(h2.Daemon.Log(), "Ready") || strings.Count(h2.Daemon.Log(), "\n") > 20 {
 		t.Errorf("the other host's log is long:\n%s", h2.Daemon.Log())
 	}
+}
+
+// What the first signal does not end, as it waits for somebody else, the second does.
+func TestSecondSignal(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close()
+	fd := int(w.Fd())
+	err = syscall.SetNonblock(fd, true)
+	for err == nil {
+		_, err = syscall.Write(fd, make([]byte, 4096))
+	}
+	if err := syscall.SetNonblock(fd, false); err != nil {
+		t.Fatal(err)
+	}
+	p := exec.Command(lab.Binary("flanneld"), "--version")
+	p.Stdout = w // which nobody reads
+	if err := p.Start(); err != nil {
+		t.Fatal(err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- p.Wait() }()
+	defer p.Process.Kill()
+	lab.Eventually(t, startBound, "a program that waits", func() error {
+		calls, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/syscall", p.Process.Pid))
+		for _, call := range calls {
+			if text, _ := os.ReadFile(call); strings.HasPrefix(string(text), fmt.Sprintf("%d 0x1 ", syscall.SYS_WRITE)) {
+				return nil
+			}
+		}
+		return errors.New("it does not write")
+	})
+	lab.Eventually(t, mending, "the second signal", func() error {
+		select {
+		case err := <-ended:
+			if err == nil || err.Error() != "signal: terminated" {
+				t.Errorf("it ended with %v", err)
+			}
+			return nil
+		default:
+			_ = p.Process.Signal(syscall.SIGTERM)
+			return errors.New("it goes on")
+		}
+	})
 }
 
 // A watchdog ends a daemon that hangs by SIGABRT, and a panic ends as that does.

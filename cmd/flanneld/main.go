@@ -66,6 +66,7 @@ func run(args []string, getenv func(string) string, stdout, stderr io.Writer) in
 	// supervisord's stopsignal is often QUIT; it is to end as cleanly.
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT, syscall.SIGQUIT)
 	defer stop()
+	context.AfterFunc(ctx, stop) // a second signal ends what the first does not
 	return c.run(ctx, o, stdout, stderr)
 }
 
