@@ -449,6 +449,10 @@ func TestCleanupHindered(t *testing.T) {
 	if text, err := os.ReadFile(h.SubnetFile()); err != nil || len(text) == 0 {
 		t.Errorf("what an operator wrote for the first start is %q, %v", text, err)
 	}
+	sh(h, fmt.Sprintf("rm %[1]s; mkfifo %[1]s; mkdir %[1]s.lease", h.SubnetFile()))
+	before = hostDump(t, h)
+	cleaned(t, h, nil, exitOK, "there is no iptables program, and so no rules were looked for", nothingThere)
+	sameDump(t, "where no regular files are", hostDump(t, h), before)
 	h.Under = []string{"unshare", "--net"} // a host without any route
 	cleaned(t, h, nil, exitOK, nothingThere)
 	useIPTables(t, h, "iptables-legacy")

@@ -64,7 +64,7 @@ func Network(name string) netip.Prefix {
 // readPrefix returns the prefix that a variable in the subnet file holds. Of
 // several lines with it the last counts.
 func readPrefix(name, variable string) (p netip.Prefix, err error) {
-	text, err := os.ReadFile(name)
+	text, err := readFile(name)
 	if err != nil {
 		return netip.Prefix{}, err
 	}
@@ -126,15 +126,10 @@ func (m Memory) Recall() subnet.Remembered {
 		return subnet.Remembered{}
 	}
 	last := subnet.Remembered{Subnet: p}
-	text, err := os.ReadFile(m.file())
+	kept, err := readMemory(m.file())
 	if errors.Is(err, fs.ErrNotExist) {
 		return last
-	}
-	var kept memoryJSON
-	if err == nil {
-		err = json.Unmarshal(text, &kept)
-	}
-	if err != nil {
+	} else if err != nil {
 		klog.Warningf("%s, about the lease of the last run, cannot be used: %v", m.file(), err)
 		return last
 	}
@@ -142,6 +137,15 @@ func (m Memory) Recall() subnet.Remembered {
 		last.PublicIP, last.Revision = kept.PublicIP, kept.Revision
 	}
 	return last
+}
+
+// readMemory reads the file of a Memory.
+func readMemory(name string) (kept memoryJSON, err error) {
+	text, err := readFile(name)
+	if err == nil {
+		err = json.Unmarshal(text, &kept)
+	}
+	return kept, err
 }
 
 // Keep notes the lease for the next run.
@@ -171,14 +175,25 @@ func HostHasMAC(mac string) bool {
 
 // Files are those of the files of a subnet file's name that a daemon has written and
 // are there. A subnet file that does not tell the Network is one that an operator
-// wrote, for the first start.
+// wrote, for the first start, and a file beside it that does not tell a lease is
+// somebody's.
 func Files(name string) (written []string) {
-	for _, file := range []string{name, Beside(name)} {
-		if _, err := os.Stat(file); err == nil && (file != name || Network(name).IsValid()) {
-			written = append(written, file)
-		}
+	if Network(name).IsValid() {
+		written = append(written, name)
+	}
+	if kept, err := readMemory(Beside(name)); err == nil && kept.Subnet.IsValid() {
+		written = append(written, Beside(name))
 	}
 	return written
+}
+
+// readFile reads a regular file. Any other, such as a named pipe, might keep its
+// reader waiting forever.
+func readFile(name string) ([]byte, error) {
+	if info, err := os.Stat(name); err == nil && !info.Mode().IsRegular() {
+		return nil, errors.New("it is not a regular file")
+	}
+	return os.ReadFile(name)
 }
 
 // replaceFile writes a file whole or not at all, readable by all, and makes its

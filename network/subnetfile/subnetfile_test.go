@@ -91,7 +91,8 @@ func TestNetwork(t *testing.T) {
 	}
 }
 
-// A subnet file that an operator wrote by hand is not the daemon's.
+// A subnet file that an operator wrote by hand is not the daemon's, nor is a file beside
+// it that only bears the name.
 func TestFiles(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "subnet.env")
 	write := func(file, text string) {
@@ -109,13 +110,50 @@ func TestFiles(t *testing.T) {
 	check()
 	write(name, "FLANNEL_SUBNET=10.1.74.1/24\n")
 	check()
-	write(name+".lease", "{}")
 	write(name+".bak", "")
+	for _, others := range []string{"", "{}", "mine\n", `{"MAC": "02:00:00:00:00:01"}`} {
+		write(name+".lease", others)
+		check()
+	}
+	memory := Memory{File: name}
+	memory.Keep(subnet.Lease{Subnet: netip.MustParsePrefix("10.1.74.0/24"), Attrs: subnet.Attrs{PublicIP: netip.MustParseAddr("172.30.0.11")}})
 	check(name + ".lease")
 	if err := Write(name, netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("10.1.74.0/24"), 1450, true); err != nil {
 		t.Fatal(err)
 	}
 	check(name, name+".lease")
+}
+
+// What is no regular file is neither waited for nor removed.
+func TestNoRegularFile(t *testing.T) {
+	for what, make := range map[string]func(name string) error{
+		"a named pipe": func(name string) error { return syscall.Mkfifo(name, 0o644) },
+		"a directory":  func(name string) error { return os.Mkdir(name, 0o755) },
+	} {
+		name := filepath.Join(t.TempDir(), "subnet.env")
+		for _, file := range []string{Beside(name), name} {
+			if err := make(file); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if p, err := Read(name); err == nil || err.Error() != "it is not a regular file" {
+			t.Errorf("%s: read as %v, %v", what, p, err)
+		}
+		if got := Files(name); len(got) > 0 {
+			t.Errorf("%s: %q count as the daemon's", what, got)
+		}
+		if err := os.Remove(name); err != nil {
+			t.Fatal(err)
+		}
+		own := netip.MustParsePrefix("10.1.74.0/24")
+		if err := Write(name, netip.MustParsePrefix("10.1.0.0/16"), own, 1450, true); err != nil {
+			t.Fatal(err)
+		}
+		memory := Memory{File: name, HasMAC: func(string) bool { return true }}
+		if got := memory.Recall(); got != (subnet.Remembered{Subnet: own}) {
+			t.Errorf("%s beside it: recalled %+v", what, got)
+		}
+	}
 }
 
 // What is remembered over a restart, and by whom it is believed.
