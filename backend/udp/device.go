@@ -61,8 +61,8 @@ func openTUNNode() (int, error) {
 }
 
 // openDevice opens the TUN device of the given name, and makes it first if
-// there is none. A TUN device of a shape that cannot be used is replaced if
-// nobody has it open. Nothing is configured, it may be down.
+// there is none. A multi-queue one, which cannot be used, is replaced if nobody has
+// it open. Nothing is configured, it may be down.
 func openDevice(name string) (*device, error) {
 	fd, err := attach(name)
 	if errors.Is(err, unix.EINVAL) {
@@ -160,21 +160,25 @@ func attach(name string) (int, error) {
 	return fd, nil
 }
 
-// removeUnused deletes a TUN or TAP device that nobody has open.
+// removeUnused deletes a TUN device that nobody has open.
 func removeUnused(name string) error {
 	link, err := netlink.LinkByName(name)
 	if err != nil {
 		return fmt.Errorf("looking up device %s: %w", name, err)
 	}
 	tuntap, ok := link.(*netlink.Tuntap)
-	if !ok {
-		return fmt.Errorf("device %s is there, but is a %s device and not TUN: if nothing needs it, run \"ip link delete %s\"", name, link.Type(), name)
+	if !ok || tuntap.Mode == netlink.TUNTAP_MODE_TAP {
+		kind := link.Type()
+		if ok {
+			kind = "TAP"
+		}
+		return fmt.Errorf("device %s is there, but is a %s device and not TUN: if nothing needs it, run \"ip link delete %s\"", name, kind, name)
 	}
 	if by := holders(name); len(by) > 0 || tuntap.Queues > 0 {
-		return fmt.Errorf("device %s is a TAP or multi-queue TUN device, and %s has it open: stop that first", name, describe(by))
+		return fmt.Errorf("device %s is a multi-queue TUN device, and %s has it open: stop that first", name, describe(by))
 	}
 	if err := netlink.LinkDel(link); err != nil {
-		return fmt.Errorf("deleting device %s, which is a TAP or multi-queue TUN device: %w", name, err)
+		return fmt.Errorf("deleting device %s, which is a multi-queue TUN device: %w", name, err)
 	}
 	return nil
 }

@@ -118,14 +118,19 @@ func TestOpenDevice(t *testing.T) {
 	l, s := tunLab(t)
 	h := l.Host("h1", s)
 	l.Must(h.Do(func() error {
-		// What an earlier owner has left is replaced, or set anew.
 		h.Run("ip", "tuntap", "add", "dev", "flannel0", "mode", "tap")
+		if _, err := openDevice("flannel0"); err == nil || !strings.Contains(err.Error(), "is a TAP device and not TUN") {
+			t.Errorf("opening somebody's TAP device: %v", err)
+		}
+		h.Run("ip", "link", "del", "flannel0")
+		// What an earlier owner has left is replaced, or set anew.
+		h.Run("ip", "tuntap", "add", "dev", "flannel0", "mode", "tun", "multi_queue")
 		d, err := openDevice("flannel0")
 		if err != nil {
 			return err
 		}
-		if out := h.Run("ip", "-d", "link", "show", "flannel0"); !strings.Contains(out, "tun type tun") || !strings.Contains(out, "persist on") {
-			t.Errorf("instead of a TAP device there is %s", out)
+		if out := h.Run("ip", "-d", "link", "show", "flannel0"); !strings.Contains(out, "tun type tun") || !strings.Contains(out, "persist on") || strings.Contains(out, "multi_queue on") {
+			t.Errorf("instead of a multi-queue device there is %s", out)
 		}
 		if _, err := openDevice("flannel0"); !errors.Is(err, unix.EBUSY) || !strings.Contains(err.Error(), "stop that first") {
 			t.Errorf("opening it twice: %v", err)

@@ -4,6 +4,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"flanneld/pkg/lab"
 )
 
 // Clear takes what bears the owner's marks, whatever it looks like, and of the rest
@@ -25,6 +27,9 @@ func TestClear(t *testing.T) {
 		ip -6 route add 2001:db8:8::/64 nhid 8
 		ip nexthop add id 15 via 172.16.16.15 dev eth0 proto 102
 		ip route add 10.1.15.0/24 nhid 15 proto static`)
+	if lab.TUN() == nil {
+		h.Run("ip", "tuntap", "add", "flannel0", "mode", "tap")
+	}
 	dump := func() string {
 		return h.Run("sh", "-ec", "ip -o link; ip route show table all; ip -6 route; ip nexthop; ip neigh show nud permanent")
 	}

@@ -79,13 +79,17 @@ func (t *table) readLinks() (mine []netlink.Link, err error) {
 	return mine, nil
 }
 
-// kindOf is the link's kind in the kernel's words. The kernel calls a TUN
-// device "tun", the library "tuntap".
+// kindOf is the link's kind in the kernel's words, but for a TAP device, which the
+// kernel calls "tun" as well. The library calls both "tuntap".
 func kindOf(l netlink.Link) string {
-	if l.Type() == "tuntap" {
-		return "tun"
+	t, ok := l.(*netlink.Tuntap)
+	switch {
+	case !ok:
+		return l.Type()
+	case t.Mode == netlink.TUNTAP_MODE_TAP:
+		return "tap"
 	}
-	return l.Type()
+	return "tun"
 }
 
 // readRoutes reads the main table and the next hops: those that are ours and
