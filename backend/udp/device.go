@@ -160,12 +160,25 @@ func attach(name string) (int, error) {
 	return fd, nil
 }
 
-// removeUnused deletes a TUN device that nobody has open.
-func removeUnused(name string) error {
+// checkDevice finds out whether openDevice could make do with what has the device's
+// name, if anything has.
+func checkDevice(name string) error {
 	link, err := netlink.LinkByName(name)
-	if err != nil {
+	var none netlink.LinkNotFoundError
+	if errors.As(err, &none) {
+		return nil
+	} else if err != nil {
 		return fmt.Errorf("looking up device %s: %w", name, err)
 	}
+	if tuntap, ok := link.(*netlink.Tuntap); ok && tuntap.Mode == netlink.TUNTAP_MODE_TUN && tuntap.Flags&netlink.TUNTAP_MULTI_QUEUE == 0 {
+		return nil
+	}
+	return replaceable(link)
+}
+
+// replaceable is an error unless a link is a TUN device that nobody has open.
+func replaceable(link netlink.Link) error {
+	name := link.Attrs().Name
 	tuntap, ok := link.(*netlink.Tuntap)
 	if !ok || tuntap.Mode == netlink.TUNTAP_MODE_TAP {
 		kind := link.Type()
@@ -176,6 +189,18 @@ func removeUnused(name string) error {
 	}
 	if by := holders(name); len(by) > 0 || tuntap.Queues > 0 {
 		return fmt.Errorf("device %s is a multi-queue TUN device, and %s has it open: stop that first", name, describe(by))
+	}
+	return nil
+}
+
+// removeUnused deletes a TUN device that nobody has open.
+func removeUnused(name string) error {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return fmt.Errorf("looking up device %s: %w", name, err)
+	}
+	if err := replaceable(link); err != nil {
+		return err
 	}
 	if err := netlink.LinkDel(link); err != nil {
 		return fmt.Errorf("deleting device %s, which is a multi-queue TUN device: %w", name, err)

@@ -44,6 +44,8 @@ const (
 	// overhead is what a datagram adds to a packet: an IPv4 header without
 	// options (RFC 791) and a UDP header (RFC 768).
 	overhead = 20 + 8
+
+	minMTU = 68 // the least MTU of IPv4 (RFC 791)
 )
 
 // Parse reads the backend's fields: Port, the UDP port on which every host of
@@ -53,7 +55,13 @@ func Parse(fields *jsonfields.Object) (backend.Open, error) {
 	if err != nil {
 		return nil, err
 	}
-	return func(host backend.Host) (backend.Backend, error) { return open(host, uint16(port)), nil }, nil
+	return func(host backend.Host) (backend.Backend, error) {
+		if host.Interface.MTU < minMTU+overhead {
+			return nil, fmt.Errorf("%s, which carries the packets, has an MTU of %d, and the backend %s needs %d at least: a datagram takes %d, and IPv4 wants %d for containers",
+				host.Interface.Name, host.Interface.MTU, Type, minMTU+overhead, overhead, minMTU)
+		}
+		return open(host, uint16(port)), nil
+	}, nil
 }
 
 // Backend is the udp backend on one host.
@@ -84,17 +92,20 @@ func (b *Backend) Check() error {
 	if err := checkTUN(); err != nil {
 		return err
 	}
-	s, err := openSocket(b.local())
+	if err := checkDevice(backend.TUNName); err != nil {
+		return err
+	}
+	s, err := openSocket(b.Local())
 	if err != nil {
 		return err
 	}
 	return s.close()
 }
 
-// local is where the socket is bound: to the interface's own address, so that
+// Local is where the socket is bound: to the interface's own address, so that
 // datagrams leave with the source by which peers know this host. PublicIP may
 // be the outer address of a NAT, which is none of this host's own.
-func (b *Backend) local() netip.AddrPort {
+func (b *Backend) Local() netip.AddrPort {
 	return netip.AddrPortFrom(b.host.Interface.Addr, b.port)
 }
 
@@ -234,7 +245,7 @@ func (b *Backend) enter(s state) {
 
 // openPath opens everything the packet path reads from and writes to.
 func (b *Backend) openPath(own subnet.Lease) (*path, error) {
-	s, err := openSocket(b.local())
+	s, err := openSocket(b.Local())
 	if err != nil {
 		return nil, err
 	}
@@ -248,6 +259,6 @@ func (b *Backend) openPath(own subnet.Lease) (*path, error) {
 		return nil, errors.Join(err, d.close(), s.close())
 	}
 	b.enter(state{path: p})
-	klog.Infof("udp: carrying packets between %s and %v, %s", backend.TUNName, b.local(), p.describe())
+	klog.Infof("udp: carrying packets between %s and %v, %s", backend.TUNName, b.Local(), p.describe())
 	return p, nil
 }

@@ -37,6 +37,10 @@ func (c config) open(host backend.Host) (backend.Backend, error) {
 		return nil, fmt.Errorf("the network config's Backend.MTU is %d, but %s, which carries the packets, has an MTU of %d: lower the one or raise the other",
 			c.mtu, host.Interface.Name, host.Interface.MTU)
 	}
+	if host.Interface.MTU < minMTU+overhead {
+		return nil, fmt.Errorf("%s, which carries the packets, has an MTU of %d, and the backend %s needs %d at least: VXLAN takes %d, and IPv4 wants %d for containers",
+			host.Interface.Name, host.Interface.MTU, Type, minMTU+overhead, overhead, minMTU)
+	}
 	mac, err := c.deviceMAC(host)
 	if err != nil {
 		return nil, err
@@ -89,9 +93,19 @@ func (b *vxlan) Data() json.RawMessage {
 	return data
 }
 
-// Check is nil always: that the kernel has no VXLAN shows when the device is made,
-// with the reason, and until then it may be loaded.
-func (b *vxlan) Check() error { return nil }
+// Check implements backend.Backend. That the kernel has no VXLAN shows when the device
+// is made, with the reason, and until then it may be loaded.
+func (b *vxlan) Check() error { return kernel.CheckVXLAN(backend.Owner, b.wanted(netip.Addr{})) }
+
+// wanted is the device, with its address.
+func (b *vxlan) wanted(addr netip.Addr) *kernel.Device {
+	return &kernel.Device{
+		Name: b.device(), MTU: b.MTU(), Addr: addr,
+		VXLAN: &kernel.VXLAN{
+			VNI: b.vni, Port: b.port, Link: b.host.Interface.Name, Source: b.host.Interface.Addr, GBP: b.gbp, MAC: b.mac,
+		},
+	}
+}
 
 func (b *vxlan) MTU() int {
 	if b.mtu != 0 {
@@ -107,15 +121,7 @@ func (b *vxlan) Run(ctx context.Context, own subnet.Lease, leases <-chan []*subn
 // Plan implements backend.Backend.
 func (b *vxlan) Plan(own netip.Prefix) kernel.Plan[[]*subnet.Lease] {
 	paths := backend.Paths{Filter: backend.Filter{Host: b.host, Type: Type, Own: own}, To: b.path}
-	frame := kernel.State{
-		Local: []netip.Prefix{own},
-		Device: &kernel.Device{
-			Name: b.device(), MTU: b.MTU(), Addr: own.Addr(),
-			VXLAN: &kernel.VXLAN{
-				VNI: b.vni, Port: b.port, Link: b.host.Interface.Name, Source: b.host.Interface.Addr, GBP: b.gbp, MAC: b.mac,
-			},
-		},
-	}
+	frame := kernel.State{Local: []netip.Prefix{own}, Device: b.wanted(own.Addr())}
 	return func(leases []*subnet.Lease, view kernel.Host) (want kernel.State, faults []error) {
 		want = frame
 		if !b.directRouting {

@@ -276,6 +276,87 @@ func TestCheckHost(t *testing.T) {
 	})
 }
 
+// What keeps the daemon from running on a host, check finds, and the daemon says the
+// same before it takes a lease; where check finds nothing the daemon gets ready.
+func TestCheckAsDaemon(t *testing.T) {
+	c, s := newCluster(t)
+	const vxlan0, flannel1 = "ip link add vxlan0 up type vxlan dev eth0 ", "ip link add flannel.1 up type vxlan dev eth0 "
+	const taken = "setting the state of the device flannel.1: address already in use: "
+	for i, test := range []struct{ name, backend, script, want string }{
+		{"a veth of the device's name", `{"Type": "vxlan"}`, "ip link add flannel.1 type veth peer name v", "making the VXLAN device flannel.1: there is a device of that name that is none; rename or remove it"},
+		{"a bridge of the device's name", `{"Type": "vxlan", "VNI": 7}`, "ip link add flannel.7 type bridge", "making the VXLAN device flannel.7: there is a device of that name that is none"},
+		{"another device of that VNI", `{"Type": "vxlan"}`, vxlan0 + "id 1 dstport 8472", "making the VXLAN device flannel.1: file exists: another VXLAN device on this host has VNI 1 and port 8472"},
+		{"another device of that VNI, down", `{"Type": "vxlan"}`, vxlan0 + "id 1 dstport 8472; ip link set vxlan0 down", "file exists: another VXLAN device on this host has VNI 1 and port 8472"},
+		{"a device that shares no port", `{"Type": "vxlan"}`, vxlan0 + "dstport 8472 external", taken + "the VXLAN device vxlan0, of another kind, has UDP port 8472; stop or remove that"},
+		{"a small MTU", `{"Type": "vxlan"}`, "ip link set eth0 mtu 117", "eth0, which carries the packets, has an MTU of 117, and the backend vxlan needs 118 at least"},
+		{"a small MTU, udp", `{"Type": "udp"}`, "ip link set eth0 mtu 95", "eth0, which carries the packets, has an MTU of 95, and the backend udp needs 96 at least"},
+		{"a veth of the TUN's name", `{"Type": "udp"}`, "ip link add flannel0 type veth peer name v", "device flannel0 is there, but is a veth device and not TUN"},
+		{"a TAP of the TUN's name", `{"Type": "udp"}`, "ip tuntap add dev flannel0 mode tap", "device flannel0 is there, but is a TAP device and not TUN"},
+
+		{"the smallest MTU", `{"Type": "vxlan"}`, "ip link set eth0 mtu 118", ""},
+		{"a device of another VNI on that port", `{"Type": "vxlan"}`, vxlan0 + "id 7 dstport 8472", ""},
+		{"a device of that VNI on another port", `{"Type": "vxlan"}`, vxlan0 + "id 1 dstport 4789", ""},
+		{"a device that would share no port, down", `{"Type": "vxlan"}`, vxlan0 + "id 1 dstport 8472 gbp; ip link set vxlan0 down", ""},
+		{"a device of IPv6", `{"Type": "vxlan"}`, "ip link add vxlan0 up type vxlan id 1 dstport 8472 local 2001:db8::1", ""},
+		{"a device that went to a container", `{"Type": "vxlan"}`, vxlan0 + "id 7 dstport 8472; unshare -n sleep 1000 </dev/null >/dev/null 2>&1 & sleep 0.3; ip link set vxlan0 netns $! && nsenter --net=/proc/$!/ns/net ip link set vxlan0 up", ""},
+		{"an earlier run's device", `{"Type": "vxlan"}`, flannel1 + "id 1 dstport 8472 nolearning", ""},
+		{"an earlier run's device of another shape", `{"Type": "vxlan"}`, flannel1 + "id 9 dstport 8472 gbp", ""},
+		{"an earlier run's device of another VNI", `{"Type": "vxlan", "VNI": 7}`, flannel1 + "id 1 dstport 8472", ""},
+		{"an earlier run's TUN", `{"Type": "udp"}`, "ip tuntap add dev flannel0 mode tun", ""},
+		{"a multi-queue TUN", `{"Type": "udp"}`, "ip tuntap add dev flannel0 mode tun multi_queue", ""},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if err := lab.TUN(); err != nil && strings.Contains(test.backend, "udp") {
+				t.Skip(err)
+			}
+			c.SetConfig(configOf(test.backend))
+			h := c.Node(fmt.Sprintf("h%d", i), s)
+			h.Run("sh", "-ec", test.script)
+			asDaemon(t, c, h, test.want)
+		})
+	}
+	t.Run("the port is another program's", func(t *testing.T) {
+		c.SetConfig(vxlanConfig)
+		h := c.Node("h", s)
+		var taken net.PacketConn
+		c.Must(h.Do(func() (err error) {
+			taken, err = net.ListenPacket("udp", ":8472") // which is IPv6's too
+			return err
+		}))
+		defer taken.Close()
+		comm, err := os.ReadFile("/proc/self/comm")
+		c.Must(err)
+		asDaemon(t, c, h, fmt.Sprintf("setting the state of the device flannel.1: address already in use: process %d (%s) has UDP port 8472; "+
+			"stop or remove that, or choose another Port for the whole cluster", os.Getpid(), strings.TrimSpace(string(comm))))
+	})
+}
+
+// asDaemon wants check to find this on a host, and a daemon to end with it before it
+// has a lease; empty is for a host where both are well.
+func asDaemon(t *testing.T, c *cluster.Cluster, h *cluster.Node, want string, args ...string) {
+	t.Helper()
+	text, status := checked(t, c, h, args...)
+	before := len(c.Leases())
+	h.Start(args...)
+	if want == "" {
+		h.AwaitReady()
+		h.Stop()
+		if status != 0 || strings.Contains(text, "failure") {
+			t.Errorf("exit status %d after\n%s", status, text)
+		}
+		return
+	}
+	if status != 1 || !regexp.MustCompile(`(?m)^failure  backend +.*`+regexpQuote(want)).MatchString(text) {
+		t.Errorf("exit status %d, and not %s, but\n%s", status, want, text)
+	}
+	if status, err := h.Daemon.Wait(20 * time.Second); err != nil || status != 1 || !strings.Contains(h.Daemon.Log(), want) {
+		t.Errorf("the daemon ends with status %d, %v, and says not %s, but\n%s", status, err, want, h.Daemon.Log())
+	}
+	if after := len(c.Leases()); after != before {
+		t.Errorf("there were %d leases and are %d", before, after)
+	}
+}
+
 // A host that takes part is well, and says so.
 func TestCheckRunning(t *testing.T) {
 	c, s := newCluster(t)

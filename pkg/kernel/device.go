@@ -4,7 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -70,7 +73,7 @@ func (t *table) makeVXLAN(d *Device) (netlink.Link, error) {
 		return nil, fmt.Errorf("making the VXLAN device %s: there is no interface %s for its packets", d.Name, v.Link)
 	}
 	if _, taken := t.links.byName[d.Name]; taken {
-		return nil, fmt.Errorf("making the VXLAN device %s: there is a device of that name that is none; rename or remove it, or choose another VNI", d.Name)
+		return nil, nameTaken(d)
 	}
 	attrs := netlink.NewLinkAttrs()
 	attrs.Name, attrs.MTU, attrs.HardwareAddr = d.Name, d.MTU, v.MAC[:]
@@ -82,7 +85,7 @@ func (t *table) makeVXLAN(d *Device) (netlink.Link, error) {
 	case errors.Is(err, unix.EOPNOTSUPP):
 		err = fmt.Errorf("%w: this kernel has no VXLAN; try `modprobe vxlan`", err)
 	case errors.Is(err, unix.EEXIST):
-		err = fmt.Errorf("%w: another VXLAN device on this host has VNI %d and port %d; remove it or choose another VNI", err, v.VNI, v.Port)
+		return nil, vniTaken(d)
 	case errors.Is(err, unix.EPERM):
 		err = fmt.Errorf("%w: flanneld needs the capability NET_ADMIN", err)
 	}
@@ -92,6 +95,93 @@ func (t *table) makeVXLAN(d *Device) (netlink.Link, error) {
 	klog.Infof("Made the VXLAN device %s", d.Name)
 	l, err := t.handle.LinkByName(d.Name)
 	return l, because(err, "looking for the device %s just made", d.Name)
+}
+
+func nameTaken(d *Device) error {
+	return fmt.Errorf("making the VXLAN device %s: there is a device of that name that is none; rename or remove it, or choose another VNI", d.Name)
+}
+
+func vniTaken(d *Device) error {
+	return fmt.Errorf("making the VXLAN device %s: %w: another VXLAN device on this host has VNI %d and port %d; remove it or choose another VNI",
+		d.Name, unix.EEXIST, d.VXLAN.VNI, d.VXLAN.Port)
+}
+
+func portTaken(d *Device, who string) error {
+	return fmt.Errorf("setting the state of the device %s: %w: %s has UDP port %d; stop or remove that, or choose another Port for the whole cluster",
+		d.Name, unix.EADDRINUSE, who, d.VXLAN.Port)
+}
+
+// CheckVXLAN finds out, without changing anything, what on this host would keep Run
+// from making a State's VXLAN device. Devices of the owner's do not, as Run takes them
+// over or removes them. Nor does it look for VXLAN in the kernel, which may be loaded
+// when the device is made.
+func CheckVXLAN(owner Owner, d *Device) error {
+	all, _, err := nldump.Whole(netlink.LinkList)
+	if err != nil {
+		return fmt.Errorf("listing the network interfaces: %w", err)
+	}
+	v6 := func(ip net.IP) bool { return ip != nil && ip.To4() == nil } // which has sockets of its own
+	ours := false                                                      // a device of the owner's has the port, or one that shares it, and so nobody else
+	for _, l := range all {
+		a := l.Attrs()
+		v, ok := l.(*netlink.Vxlan)
+		rival := ok && v.Port == d.VXLAN.Port && !v6(v.SrcAddr) && !v6(v.Group)
+		up := a.RawFlags&unix.IFF_UP != 0
+		// The kernel gives devices one socket where these agree (VXLAN_F_RCV_FLAGS in
+		// include/net/vxlan.h), and tells them apart by their VNIs.
+		shares := ok && v.GBP == d.VXLAN.GBP && !v.FlowBased && !v.UDP6ZeroCSumRx
+		switch {
+		case owner.Device(a.Name, kindOf(l)):
+			ours = ours || rival && up
+		case a.Name == d.Name:
+			return nameTaken(d)
+		case rival && shares && v.VxlanId == d.VXLAN.VNI:
+			return vniTaken(d)
+		case rival && up && !shares:
+			return portTaken(d, "the VXLAN device "+a.Name+", of another kind,")
+		case rival && up:
+			ours = true
+		}
+	}
+	if who := portHolder(d.VXLAN.Port); !ours && who != "" {
+		return portTaken(d, who)
+	}
+	return nil
+}
+
+// portHolder is a process that has a UDP port of this host's, on whatever address,
+// which the socket of a VXLAN device does not go along with; empty if there is none to
+// be seen. A socket of the kernel's own is nobody's, and may be that of a VXLAN device
+// which was moved to another network namespace: that is shared.
+func portHolder(port int) string {
+	fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return ""
+	}
+	err = unix.Bind(fd, &unix.SockaddrInet4{Port: port})
+	unix.Close(fd)
+	if !errors.Is(err, unix.EADDRINUSE) {
+		return ""
+	}
+	holds := map[string]bool{} // as the links in a process' fd directory say it
+	for _, table := range []string{"udp", "udp6"} {
+		text, _ := os.ReadFile("/proc/thread-self/net/" + table)
+		for line := range strings.Lines(string(text)) {
+			// In this order: number, local address and port, and the inode as the tenth.
+			if f := strings.Fields(line); len(f) > 9 && strings.HasSuffix(f[1], fmt.Sprintf(":%04X", port)) {
+				holds["socket:["+f[9]+"]"] = true
+			}
+		}
+	}
+	names, _ := filepath.Glob("/proc/[0-9]*/fd/*")
+	for _, name := range names {
+		if socket, err := os.Readlink(name); err == nil && holds[socket] {
+			process := filepath.Dir(filepath.Dir(name))
+			comm, _ := os.ReadFile(process + "/comm")
+			return fmt.Sprintf("process %s (%s)", filepath.Base(process), strings.TrimSpace(string(comm)))
+		}
+	}
+	return ""
 }
 
 func macOf(hw net.HardwareAddr) (m MAC) {
@@ -120,7 +210,10 @@ type setting struct {
 func (t *table) configure(d *Device, l netlink.Link) (changed bool, err error) {
 	wrong, err := t.wrongSettings(d, l)
 	for _, w := range wrong {
-		if err := w.set(); err != nil {
+		err := w.set()
+		if errors.Is(err, unix.EADDRINUSE) && d.VXLAN != nil { // the socket is opened by the device that goes up
+			return true, portTaken(d, "another program or device")
+		} else if err != nil {
 			return true, fmt.Errorf("setting the %s of the device %s: %w", w.name, d.Name, err)
 		}
 	}
