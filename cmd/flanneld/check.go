@@ -26,7 +26,9 @@ Exit status: 0 if nothing is a failure, 1 if something is, 2 for wrong usage.`,
 
 func runCheck(ctx context.Context, o options, stdout, stderr io.Writer) int {
 	store, err := etcdv2.New(o.etcd)
-	found := check.Run(ctx, check.Options{Node: o.node, Store: store, StoreErr: err, Given: o.etcdGiven, IsDaemon: isDaemon})
+	found := check.Run(ctx, check.Options{
+		Node: o.node, Store: store, StoreErr: err, Given: o.etcdGiven, LogDir: o.logDir, LogFile: o.logFile, IsDaemon: isDaemon,
+	})
 	if ctx.Err() != nil {
 		return fail(stderr, "check", context.Cause(ctx)) // what was found may be no more than that
 	}

@@ -177,7 +177,7 @@ func TestCheckHost(t *testing.T) {
 		h := node()
 		h.Run("sh", "-c", "ip link add br0 type bridge; ip addr add 192.0.2.1/24 dev br0")
 		finds(t, c, h, []string{"--iface=br0", "--public-ip=198.51.100.7"},
-			`warning interface br0 with the address 192.0.2.1 and MTU 1500, chosen by --iface=br0, is down: there is no traffic between hosts until it is up; to do: run "ip link set br0 up"`,
+			`failure interface br0 with the address 192.0.2.1 and MTU 1500, chosen by --iface=br0, is down: there is no traffic between hosts until it is up; to do: run "ip link set br0 up"`,
 			"ok public IP peers are told 198.51.100.7, which is no address of br0: what is sent there has to reach this host")
 	})
 
@@ -247,6 +247,13 @@ func TestCheckHost(t *testing.T) {
 		if _, err := os.Stat(shut + "/flannel"); !errors.Is(err, fs.ErrNotExist) {
 			t.Errorf("its directory was made, or: %v", err)
 		}
+	})
+
+	t.Run("forwarding is off for good", func(t *testing.T) {
+		h := node()
+		h.Under = mounts("mount --bind /proc/sys /proc/sys; mount -o remount,bind,ro /proc/sys")
+		finds(t, c, h, nil, `failure ip_forward net.ipv4.ip_forward is off, and flanneld cannot turn it on: read-only file system; `+
+			`to do: run "sysctl -w net.ipv4.ip_forward=1" on the host: containers reach no other host while it is off`)
 	})
 
 	t.Run("a subnet file of another network", func(t *testing.T) {
@@ -355,6 +362,49 @@ func asDaemon(t *testing.T, c *cluster.Cluster, h *cluster.Node, want string, ar
 	if after := len(c.Leases()); after != before {
 		t.Errorf("there were %d leases and are %d", before, after)
 	}
+}
+
+// Files that the daemon could not write are found before it tries.
+func TestCheckFiles(t *testing.T) {
+	c, s := newCluster(t)
+	c.SetConfig(vxlanConfig)
+	for i, test := range []struct {
+		name, script, file string
+		want, daemon       string // what check says, and the daemon
+	}{
+		{"a mount", "touch f; mount --bind f f", "f", "DIR/f is a mount of its own, so that no other file can take its place: mount its directory", "device or resource busy"},
+		{"a full file system", "mkdir -p d; mount -t tmpfs -o size=4k none d; head -c 4096 /dev/zero >d/x", "d/f", "writing in DIR/d: no space left on device", "no space left on device"},
+		{"no more files", "mkdir -p d; mount -t tmpfs -o nr_inodes=1 none d", "d/f", "writing in DIR/d: no space left on device", "no space left on device"},
+		{"a dangling link", "ln -sfn nowhere d", "d/flannel/f", "DIR/d is a symbolic link that leads to nothing", "mkdir DIR/d: file exists"},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			h := c.Node(fmt.Sprintf("h%d", i), s)
+			h.Under = mounts("cd " + h.Dir + "; " + test.script)
+			file, want, daemon := h.Dir+"/"+test.file, strings.ReplaceAll(test.want, "DIR", h.Dir), strings.ReplaceAll(test.daemon, "DIR", h.Dir)
+			finds(t, c, h, []string{"--subnet-file=" + file}, "failure subnet file "+file+" cannot be written: "+want+
+				"; to do: choose another --subnet-file, or let flanneld write there: dockerd must not start without it")
+			h.Start("--subnet-file=" + file)
+			if status, err := h.Daemon.Wait(20 * time.Second); err != nil || status != 1 || !strings.Contains(h.Daemon.Log(), daemon) {
+				t.Errorf("the daemon ends with status %d, %v and\n%s", status, err, h.Daemon.Log())
+			}
+		})
+	}
+	t.Run("log files", func(t *testing.T) {
+		h := c.Node("h", s)
+		finds(t, c, h, []string{"--log_dir=/etc/hostname/x"}, "failure log files /etc/hostname/x cannot be written: stat /etc/hostname/x: not a directory; "+
+			"to do: choose another --log_dir or --log_file, or let flanneld write there, in the sandbox of a unit by ReadWritePaths=")
+		finds(t, c, h, []string{"--log_file=" + h.Dir + "/new/log"}, "ok log files "+h.Dir+"/new/log can be written")
+		finds(t, c, h, []string{"--log_dir=/etc/hostname/x", "--logtostderr=true"})
+		h.Start("--log_dir=/etc/hostname/x")
+		if status, err := h.Daemon.Wait(20 * time.Second); err != nil || status != 2 {
+			t.Errorf("the daemon ends with status %d, %v and\n%s", status, err, h.Daemon.Log())
+		}
+	})
+}
+
+// mounts runs a program after a script, with mounts of its own.
+func mounts(script string) []string {
+	return []string{"unshare", "--mount", "sh", "-ec", script + `; exec "$@"`, "sh"}
 }
 
 // A host that takes part is well, and says so.

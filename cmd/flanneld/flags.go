@@ -33,6 +33,9 @@ type options struct {
 	etcdGiven bool
 	// prefixGiven says that somebody has said which directory the network is under.
 	prefixGiven bool
+	// logDir is where log files are written, logFile the one there if it has a name;
+	// both are empty where there are none.
+	logDir, logFile string
 
 	// What the commands' own flags set.
 	status  statusOptions
@@ -104,9 +107,10 @@ func parseFlags(c command, args []string, getenv func(string) string, help io.Wr
 	if err := misplaced(fs); err != nil {
 		return options{}, err
 	}
+	o.logDir, o.logFile = logPlace(fs, given)
 	if c.name != "" {
 		quiet(verbosity)
-	} else if err := logToFiles(fs, given); err != nil {
+	} else if err := logToFiles(fs, given, o.logDir, o.logFile); err != nil {
 		return options{}, err
 	}
 
@@ -185,14 +189,23 @@ func fromEnvironment(fs, own *flag.FlagSet, given map[string]bool, getenv func(s
 	return err
 }
 
-// logToFiles makes --log_dir and --log_file do what they say. On their own they
-// would have no effect, as klog writes to stderr alone unless told otherwise; so
-// it writes to both, unless the command line says.
-func logToFiles(fs *flag.FlagSet, given map[string]bool) error {
-	dir, file := fs.Lookup("log_dir").Value.String(), fs.Lookup("log_file").Value.String()
+// logPlace is where --log_dir or --log_file have log files written: nowhere where the
+// command line says that stderr is all.
+func logPlace(fs *flag.FlagSet, given map[string]bool) (dir, file string) {
+	if given["logtostderr"] && fs.Lookup("logtostderr").Value.String() == "true" {
+		return "", ""
+	}
+	dir, file = fs.Lookup("log_dir").Value.String(), fs.Lookup("log_file").Value.String()
 	if file != "" {
 		dir = filepath.Dir(file)
 	}
+	return dir, file
+}
+
+// logToFiles makes --log_dir and --log_file do what they say. On their own they
+// would have no effect, as klog writes to stderr alone unless told otherwise; so
+// it writes to both, unless the command line says.
+func logToFiles(fs *flag.FlagSet, given map[string]bool, dir, file string) error {
 	if dir == "" {
 		return nil
 	}
@@ -208,9 +221,6 @@ func logToFiles(fs *flag.FlagSet, given map[string]bool) error {
 				return err
 			}
 		}
-	}
-	if fs.Lookup("logtostderr").Value.String() == "true" {
-		return nil
 	}
 	// klog would end the daemon in words of its own, or, if it is a directory, write
 	// to that for temporary files, where nobody looks.

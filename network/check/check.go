@@ -92,6 +92,9 @@ type Options struct {
 	// Given says that somebody has said where the store is. Of the places that are
 	// tried otherwise one is enough.
 	Given bool
+	// LogDir is where log files are written, LogFile the one there if it has a name;
+	// both are empty where there are none.
+	LogDir, LogFile string
 	// IsDaemon tells the daemon from a command, by the arguments.
 	IsDaemon func(args []string) bool
 }
@@ -129,6 +132,9 @@ func Run(ctx context.Context, o Options) []Finding {
 	m := modules{os.DirFS("/")}
 	running := findDaemon(o.IsDaemon)
 	all := []Finding{daemon(running, ownDevices())}
+	if o.LogDir != "" {
+		all = append(all, logFiles(o.LogDir, o.LogFile, loggable(o.LogDir, o.LogFile)))
+	}
 	all = append(all, privileges(tryAdmin(), tryRaw())...)
 	iface, publicIP, placeErr := o.Node.Place()
 	all = append(all, place(iface, publicIP, placeErr)...)

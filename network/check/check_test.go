@@ -80,7 +80,7 @@ func TestPlace(t *testing.T) {
 	says(t, "well", "ok"+is+"\nok public IP: peers are told 172.16.0.11", place(i, addr, nil)...)
 	says(t, "NAT", "ok"+is+"\nok public IP: peers are told 203.0.113.9, which is no address of eth0: what is sent there has to reach this host", place(i, netip.MustParseAddr("203.0.113.9"), nil)...)
 	i.Up = false
-	says(t, "down", "warning"+is+", is down: there is no traffic between hosts until it is up\nok public IP: peers are told 172.16.0.11", place(i, addr, nil)...)
+	says(t, "down", "failure"+is+", is down: there is no traffic between hosts until it is up\nok public IP: peers are told 172.16.0.11", place(i, addr, nil)...)
 	says(t, "none", "failure interface: no\nskipped public IP: there is no interface", place(extif.Interface{}, netip.Addr{}, errNo)...)
 }
 
@@ -321,7 +321,14 @@ func TestWritable(t *testing.T) {
 	if err := errors.Join(os.Mkdir(filepath.Join(dir, "d"), 0o755), os.WriteFile(filepath.Join(dir, "f"), nil, 0o644)); err != nil {
 		t.Fatal(err)
 	}
+	for link, to := range map[string]string{"link": "d", "dangling": "nowhere"} {
+		if err := os.Symlink(to, filepath.Join(dir, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for name, want := range map[string]string{
+		"link": "<nil>", "dangling": "<nil>", "link/subnet.env": "<nil>",
+		"dangling/subnet.env": "DIR/dangling is a symbolic link that leads to nothing", "dangling/new/subnet.env": "DIR/dangling is a symbolic link that leads to nothing",
 		"d/subnet.env": "<nil>", "new": "<nil>", "new/and/newer/subnet.env": "<nil>", "f": "<nil>",
 		"d": "DIR/d is there and is no file", "f/subnet.env": "DIR/f is no directory", "f/d/subnet.env": "stat DIR/f/d: not a directory",
 	} {
@@ -329,15 +336,40 @@ func TestWritable(t *testing.T) {
 			t.Errorf("%s: %s, want %s", name, got, want)
 		}
 	}
-	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 2 {
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 4 {
 		t.Errorf("there is now %v (%v)", entries, err)
+	}
+}
+
+// Log files can be written where their directory is or can be made; one of a name can
+// be there already.
+func TestLogFiles(t *testing.T) {
+	dir := t.TempDir()
+	if err := os.WriteFile(filepath.Join(dir, "f"), nil, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, test := range []struct{ dir, file, want string }{
+		{"new/dir", "", "ok log files: DIR/new/dir can be written"},
+		{"f", "", "failure log files: DIR/f cannot be written: DIR/f is no directory"},
+		{"f/x", "", "failure log files: DIR/f/x cannot be written: stat DIR/f/x: not a directory"},
+		{".", "f", "ok log files: DIR/f can be written"},
+		{".", "new", "ok log files: DIR/new can be written"},
+		{"..", ".", "failure log files: DIR cannot be written: DIR is a directory"},
+	} {
+		at, file := filepath.Join(dir, test.dir), test.file
+		if file != "" {
+			file = filepath.Join(dir, file)
+		}
+		f := logFiles(at, file, loggable(at, file))
+		f.Text = strings.ReplaceAll(f.Text, dir, "DIR")
+		says(t, test.dir+" "+test.file, test.want, f)
 	}
 }
 
 func TestForwarding(t *testing.T) {
 	says(t, "on", "ok ip_forward: net.ipv4.ip_forward is on", forwarding("1", nil, unix.EROFS))
 	says(t, "off", "ok ip_forward: net.ipv4.ip_forward is off; flanneld turns it on when it starts", forwarding("0", nil, nil))
-	says(t, "off for good", "warning ip_forward: net.ipv4.ip_forward is off, and flanneld cannot turn it on: read-only file system", forwarding("0", nil, unix.EROFS))
+	says(t, "off for good", "failure ip_forward: net.ipv4.ip_forward is off, and flanneld cannot turn it on: read-only file system", forwarding("0", nil, unix.EROFS))
 	says(t, "hidden", "warning ip_forward: it cannot be read whether it is on: no", forwarding("", errNo, errNo))
 }
 

@@ -117,7 +117,7 @@ func place(i extif.Interface, publicIP netip.Addr, err error) []Finding {
 	text := fmt.Sprintf("%s with the address %v and MTU %d, chosen by %s", i.Name, i.Addr, i.MTU, i.Chosen)
 	found := []Finding{ok(name, "%s", text)}
 	if !i.Up {
-		found = []Finding{warning(name, "run \"ip link set "+i.Name+" up\"", "%s, is down: there is no traffic between hosts until it is up", text)}
+		found = []Finding{failure(name, "run \"ip link set "+i.Name+" up\"", "%s, is down: there is no traffic between hosts until it is up", text)}
 	}
 	for _, p := range i.Addrs {
 		if p.Addr() == publicIP {
@@ -175,24 +175,76 @@ func clock(now time.Time, members []subnet.Member) Finding {
 // writable is why a file cannot be written whole, with its directory if that is
 // missing; nil if it can.
 func writable(name string) error {
-	if info, err := os.Stat(name); err == nil && !info.Mode().IsRegular() {
-		return fmt.Errorf("%s is there and is no file", name)
+	if info, err := os.Lstat(name); err == nil { // of a symbolic link it takes the place
+		if kind := info.Mode().Type(); kind != 0 && kind != fs.ModeSymlink {
+			return fmt.Errorf("%s is there and is no file", name)
+		}
+		var st unix.Statx_t // an older kernel than 5.8 does not tell
+		if unix.Statx(unix.AT_FDCWD, name, unix.AT_SYMLINK_NOFOLLOW, 0, &st) == nil && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0 {
+			return fmt.Errorf("%s is a mount of its own, so that no other file can take its place: mount its directory", name)
+		}
 	}
-	for dir := filepath.Dir(name); ; dir = filepath.Dir(dir) {
+	dir, err := writableDir(filepath.Dir(name))
+	if err != nil {
+		return err
+	}
+	// Where there is no limit it is told as 0 of 0. What is kept for root is root's.
+	var st unix.Statfs_t
+	if unix.Statfs(dir, &st) == nil && (st.Blocks > 0 && st.Bfree == 0 || st.Files > 0 && st.Ffree == 0) {
+		return fmt.Errorf("writing in %s: %w", dir, unix.ENOSPC)
+	}
+	return nil
+}
+
+// writableDir is a directory, or, where that is missing, the one that it would be made
+// in; or why nothing can be made there.
+func writableDir(name string) (dir string, err error) {
+	for dir = name; ; dir = filepath.Dir(dir) {
 		info, err := os.Stat(dir)
-		switch {
-		case errors.Is(err, fs.ErrNotExist) && dir != filepath.Dir(dir):
+		if errors.Is(err, fs.ErrNotExist) && dir != filepath.Dir(dir) {
+			if _, err := os.Lstat(dir); err == nil {
+				return "", fmt.Errorf("%s is a symbolic link that leads to nothing", dir)
+			}
 			continue
-		case err != nil:
-			return err
-		case !info.IsDir():
-			return fmt.Errorf("%s is no directory", dir)
+		} else if err != nil {
+			return "", err
+		}
+		if !info.IsDir() {
+			return "", fmt.Errorf("%s is no directory", dir)
 		}
 		if err := unix.Faccessat(unix.AT_FDCWD, dir, unix.W_OK|unix.X_OK, unix.AT_EACCESS); err != nil {
-			return fmt.Errorf("writing in %s: %w", dir, err)
+			return "", fmt.Errorf("writing in %s: %w", dir, err)
+		}
+		return dir, nil
+	}
+}
+
+// loggable is why log files cannot be written in a directory, or to one file there if
+// its name is not empty; nil if they can.
+func loggable(dir, file string) error {
+	if info, err := os.Stat(file); file != "" && err == nil {
+		if info.IsDir() {
+			return fmt.Errorf("%s is a directory", file)
+		}
+		if err := unix.Faccessat(unix.AT_FDCWD, file, unix.W_OK, unix.AT_EACCESS); err != nil {
+			return fmt.Errorf("opening %s: %w", file, err)
 		}
 		return nil
 	}
+	_, err := writableDir(dir)
+	return err
+}
+
+func logFiles(dir, file string, err error) Finding {
+	const name = "log files"
+	where := dir
+	if file != "" {
+		where = file
+	}
+	if err != nil {
+		return failure(name, "choose another --log_dir or --log_file, or let flanneld write there, in the sandbox of a unit by ReadWritePaths=", "%s cannot be written: %v", where, err)
+	}
+	return ok(name, "%s can be written", where)
 }
 
 // subnetFile judges the file for dockerd's start-up, and what it says of the last
@@ -228,7 +280,7 @@ func forwarding(value string, err, writeErr error) Finding {
 	case value == "1":
 		return ok(name, "net.ipv4.ip_forward is on")
 	case writeErr != nil:
-		return warning(name, hint, "net.ipv4.ip_forward is off, and flanneld cannot turn it on: %v", writeErr)
+		return failure(name, hint, "net.ipv4.ip_forward is off, and flanneld cannot turn it on: %v", writeErr)
 	}
 	return ok(name, "net.ipv4.ip_forward is off; flanneld turns it on when it starts")
 }
