@@ -364,6 +364,29 @@ func asDaemon(t *testing.T, c *cluster.Cluster, h *cluster.Node, want string, ar
 	}
 }
 
+// A network from which etcd or another host has its address, and this host none, is
+// found before its routes cut this host off from them.
+func TestCheckCutOff(t *testing.T) {
+	c, _ := newCluster(t)
+	h := c.Node("h1", c.Segment("b", netip.MustParsePrefix("192.168.0.0/24")))
+	c.PutLease("172.30.9.0-24", `{"PublicIP": "172.30.0.77"}`, time.Hour)
+	const hint = "; to do: choose a Network that has no host's address in it, or give this host a route to them"
+	lost := ": etcd at " + c.Etcd.Endpoint() + ", the host 172.30.0.77" + hint
+	c.SetConfig(`{"Network": "172.30.0.0/16", "Backend": {"Type": "vxlan"}}`)
+	finds(t, c, h, nil, "warning network 172.30.0.0/16 has addresses in it that this host has to reach, and cannot once their subnet is leased"+lost)
+	if err := lab.TUN(); err != nil {
+		t.Skip(err)
+	}
+	c.SetConfig(`{"Network": "172.30.0.0/16"}`)
+	finds(t, c, h, nil, "failure network 172.30.0.0/16 has addresses in it that this host has to reach, and with the backend udp all of it leads to containers"+lost)
+	// With a route of the host's own the daemon runs and goes on to reach etcd.
+	h.Run("ip", "route", "add", "172.30.0.0/24", "via", "192.168.0.1")
+	finds(t, c, h, nil)
+	h.Start()
+	h.AwaitReady()
+	h.Run("ping", "-c1", "-W2", c.Etcd.Host().Addr().String())
+}
+
 // Files that the daemon could not write are found before it tries.
 func TestCheckFiles(t *testing.T) {
 	c, s := newCluster(t)
@@ -443,7 +466,7 @@ func TestCheckConfig(t *testing.T) {
 	c.SetConfig(`{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlna"}}`)
 	finds(t, c, h, nil, `failure network config Backend.Type is "vxlna": there is no such backend, only host-gw, udp, vxlan; to do: put it right in etcd; flanneld waits until then`)
 	c.SetConfig(`{"Network": "10.1.0.0/16", "SubnetLenght": 25, "Backend": {"Type": "vxlan"}}`)
-	finds(t, c, h, nil, "warning network config it has a field that is not known here and has no effect: SubnetLenght; to do: see whether it is misspelt, or remove it")
+	finds(t, c, h, nil, "warning network config it has fields that are not known here and have no effect: SubnetLenght; to do: see whether they are misspelt, or remove them")
 	c.SetConfig(`{"Network": "10.1.0.0/16", "Backend": {"Type": "vxlan", "MTU": 9000}}`)
 	finds(t, c, h, nil, "failure backend the network config's Backend.MTU is 9000, but eth0, which carries the packets, has an MTU of 1500: lower the one or raise the other; to do: change the network config, or this host's flags")
 	c.SetConfig(`{"Network": "10.1.0.0/28", "Backend": {"Type": "vxlan"}}`)

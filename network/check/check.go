@@ -161,6 +161,9 @@ func Run(ctx context.Context, o Options) []Finding {
 	} else {
 		nearby, err := neighbourhood()
 		all = append(all, overlap(*c, mine.own(), nearby, err))
+		if err == nil {
+			all = append(all, cutOff(*c, nearby, farAway(said, publicIP))...)
+		}
 		host := backend.Host{Interface: iface, PublicIP: publicIP, Network: c.Network}
 		all = append(all, backendFits(*c, host, placeErr, m, running))
 	}

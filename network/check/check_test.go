@@ -130,8 +130,10 @@ func TestConfig(t *testing.T) {
 			"ok network config: Network 10.1.0.0/16, SubnetLen 24, SubnetMin 10.1.1.0, SubnetMax 10.1.255.0, Backend vxlan", true},
 		{"unknown fields", answers{members: well, text: `{"Network": "10.1.0.0/16", "Foo": 1, "Backend": {"Type": "vxlan", "Prot": 8472}}`},
 			"ok network config: Network 10.1.0.0/16, SubnetLen 24, SubnetMin 10.1.1.0, SubnetMax 10.1.255.0, Backend vxlan\n" +
-				"warning network config: it has a field that is not known here and has no effect: Foo\n" +
-				"warning network config: it has a field that is not known here and has no effect: Backend.Prot", true},
+				"warning network config: it has fields that are not known here and have no effect: Foo, Backend.Prot", true},
+		{"thousands of them", answers{members: well, text: `{"Network": "10.1.0.0/16", ` + unknownFields(3000) + `"Backend": {"Type": "vxlan"}}`},
+			"ok network config: Network 10.1.0.0/16, SubnetLen 24, SubnetMin 10.1.1.0, SubnetMax 10.1.255.0, Backend vxlan\n" +
+				"warning network config: it has fields that are not known here and have no effect: F1000, F1001, F1002, F1003, F1004, and 2995 more", true},
 	} {
 		c, found := config(test.answers)
 		says(t, test.name, test.want, found...)
@@ -139,6 +141,14 @@ func TestConfig(t *testing.T) {
 			t.Errorf("%s: used: %v", test.name, c != nil)
 		}
 	}
+}
+
+func unknownFields(n int) string {
+	var b strings.Builder
+	for i := range n {
+		fmt.Fprintf(&b, `"F%d": 1, `, 1000+i)
+	}
+	return b.String()
 }
 
 func TestRights(t *testing.T) {
@@ -225,6 +235,43 @@ func TestOverlap(t *testing.T) {
 		t.Errorf("of many: %s", got)
 	}
 	says(t, "cannot be known", "warning network: whether 10.1.0.0/16 is in use cannot be known: no", overlap(c, own, nil, errNo))
+}
+
+// Of etcd's members and other hosts in the network those are cut off that are reached
+// by a route to more than it.
+func TestCutOff(t *testing.T) {
+	udp, vxlan := *configOf(t, `{"Network": "172.16.0.0/16"}`), *configOf(t, `{"Network": "172.16.0.0/16", "Backend": {"Type": "vxlan"}}`)
+	a, p, self := netip.MustParseAddr, netip.MustParsePrefix, netip.MustParseAddr("172.16.9.9")
+	lease := func(ip netip.Addr) *subnet.Lease { return &subnet.Lease{Attrs: subnet.Attrs{PublicIP: ip}} }
+	said := answers{
+		members: []subnet.Member{{Endpoint: "https://172.16.0.1:2379"}, {Endpoint: "http://etcd:2379"}, {Endpoint: "http://[2001:db8::1]:2379"}, {Endpoint: "http://192.168.0.9:2379"}},
+		leases:  []*subnet.Lease{lease(self), lease(netip.Addr{}), lease(a("172.16.1.2")), lease(a("192.168.0.2"))},
+	}
+	const both, host = "etcd at https://172.16.0.1:2379, the host 172.16.1.2", "the host 172.16.1.2"
+	for _, test := range []struct {
+		name   string
+		nearby []near
+		want   string
+	}{
+		{"the default route", nil, both},
+		{"a route to more", []near{{prefix: p("172.16.0.0/12"), route: true}}, both},
+		{"a link with more", []near{{prefix: p("172.17.0.1/12"), onLink: true}}, both},
+		{"a link with one of them", []near{{prefix: p("172.16.0.7/24"), onLink: true}}, host},
+		{"a route to one of them", []near{{prefix: p("172.16.0.1/32"), route: true}}, host},
+		{"routes to both", []near{{prefix: p("172.16.0.0/24"), route: true}, {prefix: p("172.16.1.0/24"), route: true}}, ""},
+		{"a route to all of the network, which stays", []near{{prefix: p("172.16.0.0/16"), route: true}}, ""},
+	} {
+		all := farAway(said, self)
+		if test.want == "" {
+			if found := cutOff(udp, test.nearby, all); len(found) > 0 {
+				t.Errorf("%s: %v", test.name, found)
+			}
+			continue
+		}
+		const has = "172.16.0.0/16 has addresses in it that this host has to reach, and "
+		says(t, test.name, "failure network: "+has+"with the backend udp all of it leads to containers: "+test.want, cutOff(udp, test.nearby, all)...)
+		says(t, test.name, "warning network: "+has+"cannot once their subnet is leased: "+test.want, cutOff(vxlan, test.nearby, all)...)
+	}
 }
 
 // Where a part of the kernel is follows from files alone, and no module is loaded

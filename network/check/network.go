@@ -3,6 +3,8 @@ package check
 import (
 	"fmt"
 	"net/netip"
+	"net/url"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -121,14 +123,66 @@ func overlap(c table.Config, own netip.Prefix, nearby []near, err error) Finding
 			}
 		}
 	}
-	const most = 5
-	if more := len(all) - most; more > 0 {
-		all = append(all[:most], fmt.Sprintf("and %d more", more))
-	}
 	if len(all) > 0 {
-		return warning(name, hint, "%v overlaps what this host has already: %s", c.Network, strings.Join(all, ", "))
+		return warning(name, hint, "%v overlaps what this host has already: %s", c.Network, few(all))
 	}
 	return ok(name, "%v overlaps no other address or route of this host", c.Network)
+}
+
+// far is an address beyond this host that it has to reach.
+type far struct {
+	name string // what is there
+	addr netip.Addr
+}
+
+// farAway are those of the store's members that are named by address, and of the
+// hosts with leases, this one not among them.
+func farAway(said answers, self netip.Addr) (all []far) {
+	for _, m := range said.members {
+		u, err := url.Parse(m.Endpoint)
+		if err != nil {
+			continue
+		}
+		if addr, err := netip.ParseAddr(u.Hostname()); err == nil {
+			all = append(all, far{"etcd at " + m.Endpoint, addr})
+		}
+	}
+	for _, l := range said.leases {
+		if l.PublicIP.IsValid() && l.PublicIP != self {
+			all = append(all, far{fmt.Sprintf("the host %v", l.PublicIP), l.PublicIP})
+		}
+	}
+	return all
+}
+
+// cutOff judges whether routes to containers will take the place of those by which
+// this host reaches others now, which are to more than the network, as the default
+// route is. One to as much or less stays in use.
+func cutOff(c table.Config, nearby []near, all []far) []Finding {
+	var lost []string
+	for _, p := range all {
+		stays := func(n near) bool { return n.prefix.Bits() >= c.Network.Bits() && n.prefix.Contains(p.addr) }
+		if c.Network.Contains(p.addr) && !slices.ContainsFunc(nearby, stays) {
+			lost = append(lost, p.name)
+		}
+	}
+	const name, hint = "network", "choose a Network that has no host's address in it, or give this host a route to them"
+	switch {
+	case len(lost) == 0:
+		return nil
+	case c.BackendType == udp.Type:
+		return []Finding{failure(name, hint, "%v has addresses in it that this host has to reach, and with the backend %s all of it leads to containers: %s", c.Network, udp.Type, few(lost))}
+	}
+	return []Finding{warning(name, hint, "%v has addresses in it that this host has to reach, and cannot once their subnet is leased: %s", c.Network, few(lost))}
+}
+
+// few lists some of what may be many.
+func few(all []string) string {
+	const most = 5
+	if more := len(all) - most; more > 0 {
+		all = append(all[:most:most], fmt.Sprintf("and %d more", more))
+	}
+	return strings.Join(all, ", ")
 }
 
 // backendFits judges whether the backend can be used on this host as configured.

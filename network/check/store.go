@@ -126,8 +126,8 @@ func config(a answers) (*table.Config, []Finding) {
 		return nil, []Finding{failure(name, "put it right in etcd; flanneld waits until then", "%v", err)}
 	}
 	found := []Finding{ok(name, "%v", c)}
-	for _, field := range unknown {
-		found = append(found, warning(name, "see whether it is misspelt, or remove it", "it has a field that is not known here and has no effect: %s", field))
+	if len(unknown) > 0 {
+		found = append(found, warning(name, "see whether they are misspelt, or remove them", "it has fields that are not known here and have no effect: %s", few(unknown)))
 	}
 	return &c, found
 }
