@@ -444,7 +444,7 @@ func TestCheckRunning(t *testing.T) {
 	for _, want := range []string{
 		fmt.Sprintf(`ok +flanneld +one runs here as process %d,`, h.Daemon.Pid), `skipped +healthz port +the flanneld that runs here may have it`,
 		`ok +lease +this host has 10\.1\.5\.0/24, until \S+Z; 254 of 255 subnets are free`, `ok +network +10\.1\.0\.0/16 overlaps no other`,
-		`ok +backend +vxlan, .*; what it needs is in use by the flanneld that runs here`, `ok +ip_forward +net\.ipv4\.ip_forward is on`,
+		`ok +backend +vxlan, with an MTU of 1450 for containers$`, `ok +ip_forward +net\.ipv4\.ip_forward is on`,
 	} {
 		if !regexp.MustCompile(`(?m)^` + want).MatchString(text) {
 			t.Errorf("there is no line %s", want)
@@ -456,6 +456,48 @@ func TestCheckRunning(t *testing.T) {
 	if t.Failed() {
 		t.Log(text)
 	}
+}
+
+// Beside a flanneld that runs, a backend that it does not run with is looked at all the
+// same; of its own, its port is left out.
+func TestCheckOtherBackend(t *testing.T) {
+	if err := lab.TUN(); err != nil {
+		t.Skip(err)
+	}
+	c, s := newCluster(t)
+	c.SetConfig(configOf(`{"Type": "udp"}`))
+	h, _ := join(c, s, 5)
+	for _, port := range []string{":8472", ":7890"} {
+		c.Must(h.Do(func() error {
+			taken, err := net.ListenPacket("udp4", port)
+			if err == nil {
+				t.Cleanup(func() { taken.Close() })
+			}
+			return err
+		}))
+	}
+	for _, test := range []struct{ backend, want string }{
+		{`{"Type": "udp"}`, "ok +backend +udp, with an MTU of 1472 for containers; its port is in use by the flanneld that runs here$"},
+		{`{"Type": "udp", "Port": 7890}`, "failure +backend +opening the udp backend's socket on " + h.Addr().String() + ":7890: address already in use: "},
+		{`{"Type": "udp", "Port": 7891}`, "ok +backend +udp, with an MTU of 1472 for containers$"},
+		{`{"Type": "vxlan"}`, "failure +backend +setting the state of the device flannel.1: address already in use: "},
+		{`{"Type": "vxlan", "Port": 4789}`, "ok +backend +vxlan, with an MTU of 1450 for containers$"},
+	} {
+		c.SetConfig(configOf(test.backend))
+		if text, _ := checked(t, c, h); !regexp.MustCompile(`(?m)^` + test.want).MatchString(text) {
+			t.Errorf("there is no line %s in\n%s", test.want, text)
+		}
+	}
+	// One that does not answer, as an older one does not, may use what it likes.
+	c.SetConfig(configOf(`{"Type": "udp"}`))
+	h.Daemon.Pause()
+	began := time.Now()
+	text, _ := checked(t, c, h)
+	const want = `(?m)^skipped +backend +udp, .*; whether its port is free cannot be known while the flanneld runs here that does not say what it uses$`
+	if took := time.Since(began); took > 6*time.Second || !regexp.MustCompile(want).MatchString(text) {
+		t.Errorf("it took %v and there is no line %s in\n%s", took, want, text)
+	}
+	h.Daemon.Continue()
 }
 
 // What is wrong with the network config, and with this host beside it, is found.

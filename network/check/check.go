@@ -120,6 +120,8 @@ func Run(ctx context.Context, o Options) []Finding {
 	if o.StoreErr == nil {
 		wg.Go(func() { said = ask(ctx, o.Store) })
 	}
+	var running process
+	wg.Go(func() { running = findDaemon(ctx, o.IsDaemon) })
 	var program *iptables.Tables
 	var programErr error
 	wg.Go(func() {
@@ -130,7 +132,6 @@ func Run(ctx context.Context, o Options) []Finding {
 	wg.Wait()
 
 	m := modules{os.DirFS("/")}
-	running := findDaemon(o.IsDaemon)
 	all := []Finding{daemon(running, ownDevices())}
 	if o.LogDir != "" {
 		all = append(all, logFiles(o.LogDir, o.LogFile, loggable(o.LogDir, o.LogFile)))

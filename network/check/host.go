@@ -1,6 +1,7 @@
 package check
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -17,7 +18,9 @@ import (
 
 	"flanneld/backend"
 	"flanneld/backend/table"
+	"flanneld/backend/udp"
 	"flanneld/network/local"
+	"flanneld/network/status"
 	"flanneld/pkg/extif"
 	"flanneld/subnet"
 )
@@ -25,18 +28,21 @@ import (
 // process is a flanneld that runs on this host; the zero value is none.
 type process struct {
 	pid int
-	// answers says that it is one that this program can ask.
+	// answers says that it is one that this program can ask, and node what it says of
+	// itself, without a Config if it does not say in time, or has none yet.
 	answers bool
+	node    status.Node
 	// err is why it cannot be known whether there is one.
 	err error
 }
 
 // findDaemon looks for a flanneld on this host: by asking, and among the processes,
 // since an older one does not answer.
-func findDaemon(isDaemon func(args []string) bool) process {
+func findDaemon(ctx context.Context, isDaemon func(args []string) bool) process {
 	pid, err := local.Daemon()
 	if err == nil {
-		return process{pid: pid, answers: true}
+		node, _ := status.FromDaemon(ctx)
+		return process{pid: pid, answers: true, node: node}
 	}
 	if errors.Is(err, local.ErrNone) {
 		pid, err = local.Running(isDaemon)
@@ -45,6 +51,20 @@ func findDaemon(isDaemon func(args []string) bool) process {
 		return process{}
 	}
 	return process{pid: pid, err: err}
+}
+
+// socket is where it has its socket if it runs with the backend udp, invalid with
+// another. known is false where it does not say which it runs with.
+func (p process) socket() (at netip.AddrPort, known bool) {
+	c, _, err := table.ParseConfig(p.node.Config)
+	if err != nil {
+		return at, false
+	}
+	b, err := c.Open(backend.Host{Interface: p.node.Interface, PublicIP: p.node.PublicIP, Network: c.Network})
+	if b, is := b.(*udp.Backend); err == nil && is {
+		at = b.Local()
+	}
+	return at, true
 }
 
 // ownDevices are the devices that a flanneld has made here.

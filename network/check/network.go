@@ -196,9 +196,16 @@ func backendFits(c table.Config, host backend.Host, placeErr error, m modules, r
 		return failure(name, "change the network config, or this host's flags", "%v", err)
 	}
 	text := fmt.Sprintf("%s, with an MTU of %d for containers", c.BackendType, b.MTU())
+	if b, is := b.(*udp.Backend); is && running.pid != 0 {
+		// Its own devices, which are all that another backend needs, are in nobody's way.
+		switch socket, known := running.socket(); {
+		case !known:
+			return skipped(name, "%s; whether its port is free cannot be known while the flanneld runs here that does not say what it uses", text)
+		case socket == b.Local():
+			return ok(name, "%s; its port is in use by the flanneld that runs here", text)
+		}
+	}
 	switch {
-	case running.pid != 0:
-		return ok(name, "%s; what it needs is in use by the flanneld that runs here", text)
 	case c.BackendType == udp.Type && m.tun() != present:
 		// Opening its file would load it.
 		return ok(name, "%s; its port is not looked at while TUN is not loaded", text)
