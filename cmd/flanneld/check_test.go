@@ -500,6 +500,20 @@ func TestCheckOtherBackend(t *testing.T) {
 	h.Daemon.Continue()
 }
 
+// A public IP that is another host's, or that this host had before its subnet file was
+// lost, is told from one that nobody has.
+func TestCheckPublicIP(t *testing.T) {
+	c, s := newCluster(t)
+	c.SetConfig(vxlanConfig)
+	h1, _ := join(c, s, 5)
+	h2 := c.Node("h2", s)
+	text, status := checked(t, c, h2, "--public-ip="+h1.Addr().String())
+	want := fmt.Sprintf(`(?m)^warning +lease +the host with %[1]v has 10\.1\.5\.0/24, until \S+Z, and this host's subnet file does not know of it; .*; to do: see that there is no other host with %[1]v;`, h1.Addr())
+	if status != 0 || !regexp.MustCompile(want).MatchString(text) {
+		t.Errorf("exit status %d, and there is no line %s in\n%s", status, want, text)
+	}
+}
+
 // What is wrong with the network config, and with this host beside it, is found.
 func TestCheckConfig(t *testing.T) {
 	c, s := newCluster(t)

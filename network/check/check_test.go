@@ -165,10 +165,13 @@ func TestRights(t *testing.T) {
 func TestLease(t *testing.T) {
 	me, other := netip.MustParseAddr("172.16.0.11"), netip.MustParseAddr("172.16.0.12")
 	lease := func(p string, ip netip.Addr, revision uint64) *subnet.Lease {
-		return &subnet.Lease{Subnet: netip.MustParsePrefix(p), Attrs: subnet.Attrs{PublicIP: ip}, Revision: revision, Expires: time.Date(2027, 3, 4, 5, 6, 7, 0, time.UTC)}
+		return &subnet.Lease{Subnet: netip.MustParsePrefix(p), Attrs: subnet.Attrs{PublicIP: ip}, Revision: revision, Created: revision, Expires: time.Date(2027, 3, 4, 5, 6, 7, 0, time.UTC)}
 	}
 	reserved := lease("10.1.0.4/30", me, 7)
 	reserved.Expires = time.Time{}
+	taken := new(subnet.Lease)
+	*taken = *reserved
+	taken.Revision = 8
 	full := []*subnet.Lease{lease("10.1.0.4/30", other, 7), lease("10.1.0.8/30", other, 8), lease("10.1.0.12/30", other, 9)}
 	last := subnet.Remembered{Subnet: netip.MustParsePrefix("10.1.0.4/30"), PublicIP: other, Revision: 7}
 	from := func(p string) subnet.Remembered { return subnet.Remembered{Subnet: netip.MustParsePrefix(p)} }
@@ -179,12 +182,16 @@ func TestLease(t *testing.T) {
 		want   string
 	}{
 		{"a new host", subnet.Remembered{}, full[:1], "ok lease: this host will get a free subnet; 2 of 3 subnets are free"},
-		{"its own", from("10.1.0.8/30"), []*subnet.Lease{lease("10.1.0.4/30", me, 7)}, "ok lease: this host has 10.1.0.4/30, until 2027-03-04T05:06:07Z; 2 of 3 subnets are free"},
+		{"its own", from("10.1.0.4/30"), []*subnet.Lease{lease("10.1.0.4/30", me, 7)}, "ok lease: this host has 10.1.0.4/30, until 2027-03-04T05:06:07Z; 2 of 3 subnets are free"},
+		{"its own, or that of another host with its address", from("10.1.0.8/30"), []*subnet.Lease{lease("10.1.0.4/30", me, 7)},
+			"warning lease: the host with 172.16.0.11 has 10.1.0.4/30, until 2027-03-04T05:06:07Z, and this host's subnet file does not know of it; 2 of 3 subnets are free"},
+		{"a reservation that a host has taken", subnet.Remembered{}, []*subnet.Lease{taken},
+			"warning lease: the host with 172.16.0.11 has 10.1.0.4/30, reserved for it, and this host's subnet file does not know of it; 2 of 3 subnets are free"},
 		{"a reservation", subnet.Remembered{}, []*subnet.Lease{reserved}, "ok lease: this host has 10.1.0.4/30, reserved for it; 2 of 3 subnets are free"},
 		{"its own, under an earlier address", last, full, "ok lease: this host has 10.1.0.4/30, until 2027-03-04T05:06:07Z; 0 of 3 subnets are free"},
 		{"its own of an earlier config", subnet.Remembered{}, []*subnet.Lease{lease("10.9.0.0/24", me, 7)},
 			"warning lease: this host has 10.9.0.0/24, which is none of the network's subnets any more and will be removed; this host will get a free subnet; 3 of 3 subnets are free"},
-		{"two of its own, of which one fits", subnet.Remembered{}, []*subnet.Lease{lease("10.9.0.0/24", me, 7), lease("10.1.0.4/30", me, 8), lease("10.9.1.0/24", me, 9)},
+		{"two of its own, of which one fits", from("10.1.0.4/30"), []*subnet.Lease{lease("10.9.0.0/24", me, 7), lease("10.1.0.4/30", me, 8), lease("10.9.1.0/24", me, 9)},
 			"ok lease: this host has 10.1.0.4/30, until 2027-03-04T05:06:07Z; 2 of 3 subnets are free"},
 		{"of the subnet file", from("10.1.0.8/30"), full[:1], "ok lease: this host will ask for 10.1.0.8/30, the subnet in its subnet file; 2 of 3 subnets are free"},
 		{"of the subnet file, taken", from("10.1.0.4/30"), full[:1],

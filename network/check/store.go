@@ -196,6 +196,10 @@ func (h holding) lease() Finding {
 		if !held.Reserved() {
 			until = "until " + held.Expires.UTC().Format(time.RFC3339)
 		}
+		if held.Subnet != h.last.Subnet && (!held.Reserved() || held.Revision != held.Created) { // a reservation was taken by some host
+			return warning(name, fmt.Sprintf("see that there is no other host with %v; if there is none all is well, as after a reboot that has emptied /run", h.publicIP),
+				"the host with %v has %v, %s, and this host's subnet file does not know of it; %s", h.publicIP, held.Subnet, until, room)
+		}
 		return ok(name, "this host has %v, %s; %s", held.Subnet, until, room)
 	}
 	var remarks []string
