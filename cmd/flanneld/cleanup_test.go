@@ -152,6 +152,7 @@ func TestCleanup(t *testing.T) {
 				useIPTables(t, h, program)
 				sh(h, "ip link add docker0 type bridge; ip addr add 10.1.60.1/24 dev docker0; ip link set docker0 up")
 				sh(h, strings.ReplaceAll(foreignThings, "iptables ", program+" "))
+				sh(h, "ip route del 10.1.242.0/24") // it might be an older daemon's, see TestCleanupOlder
 				putFakes(c, typeOf(nw.config), fakes())
 				before := hostDump(t, h)
 				for i, args := range [][]string{nil, {"--ip-masq"}, {"--iptables-forward-rules=false"}} {
