@@ -188,6 +188,9 @@ func newPair(t *testing.T, c *cluster.Cluster, s *lab.Segment, prepare func(h *c
 	p.h2, p.c2 = join(c, s, 2, others...)
 	p.await(t, within, "the second host")
 	reach(t, p.c1, p.c2, p.c2.Addr(), p.c1.Addr(), 1450)
+	for _, h := range []*cluster.Node{h1, p.h2} { // the last that each says at its start
+		c.Must(h.Daemon.WaitLog("iptables: put right: ", 20*time.Second))
+	}
 	p.ping = startPinger(t, p.c1, p.c2.Addr())
 	return p
 }
