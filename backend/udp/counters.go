@@ -100,6 +100,10 @@ type counters struct {
 	oversize, congested           atomic.Uint64
 	receiveErrors, deviceWriteErr atomic.Uint64
 	reopened                      atomic.Uint64
+
+	// failures counts as well, and like them goes on when device and socket are
+	// opened again.
+	failures failureLog
 }
 
 func (c *counters) snapshot() Counters {

@@ -4,7 +4,6 @@ import (
 	"errors"
 
 	"golang.org/x/sys/unix"
-	"golang.org/x/time/rate"
 	"k8s.io/klog/v2"
 
 	"flanneld/backend"
@@ -19,12 +18,10 @@ type inbound struct {
 	// maxPacket is the size of the largest packet that a peer may send.
 	maxPacket int
 	lost      bool // the device is
-
-	receiveFailed, writeFailed rate.Sometimes
 }
 
 func newInbound(p *path, slots [][]byte, mtu int) *inbound {
-	in := &inbound{path: p, receive: newReceiver(p.sock, slots), maxPacket: mtu, receiveFailed: rate.Sometimes{Interval: logInterval}, writeFailed: rate.Sometimes{Interval: logInterval}}
+	in := &inbound{path: p, receive: newReceiver(p.sock, slots), maxPacket: mtu}
 	in.join = gso.NewJoiner(p.dev.datagrams, in.write)
 	return in
 }
@@ -36,9 +33,9 @@ func (in *inbound) carry() error {
 	if err != nil {
 		if err != unix.EAGAIN {
 			in.count.receiveErrors.Add(1)
-			in.receiveFailed.Do(func() {
-				klog.Warningf("udp: receiving: %v (further failures within %v are only counted)", err, logInterval)
-			})
+			if more, due := in.count.failures.due("receiving", err); due {
+				klog.Warningf("udp: receiving: %v%s", err, more)
+			}
 		}
 		return err
 	}
@@ -112,7 +109,7 @@ func (in *inbound) write(h gso.Header, pieces [][]byte) {
 		return
 	}
 	in.count.deviceWriteErr.Add(uint64(len(pieces))) // while the device is down it is EIO
-	in.writeFailed.Do(func() {
-		klog.Warningf("udp: writing to %s: %v (further failures within %v are only counted)", backend.TUNName, err, logInterval)
-	})
+	if more, due := in.count.failures.due("writing", err); due {
+		klog.Warningf("udp: writing to %s: %v%s", backend.TUNName, err, more)
+	}
 }

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 
 	"golang.org/x/sys/unix"
-	"golang.org/x/time/rate"
 	"k8s.io/klog/v2"
 
 	"flanneld/backend"
@@ -34,24 +33,22 @@ type outbound struct {
 	headers []byte // of packets that are cut
 	used    int    // of headers
 	quote   []byte // a packet that an ICMP error is about
-
-	readFailed, cutFailed rate.Sometimes
 }
 
 func newOutbound(p *path, arena []byte, source netip.Addr) *outbound {
 	o := &outbound{
-		path:       p,
-		send:       newSender(p.sock, p.count),
-		arena:      arena,
-		headers:    make([]byte, headersSize),
-		quote:      make([]byte, maxPacket),
-		readFailed: rate.Sometimes{Interval: logInterval},
-		cutFailed:  rate.Sometimes{Interval: logInterval},
+		path:    p,
+		send:    newSender(p.sock, p.count),
+		arena:   arena,
+		headers: make([]byte, headersSize),
+		quote:   make([]byte, maxPacket),
 	}
 	o.send.tooLarge = o.tooLarge
 	var err error
 	if o.icmp, err = newICMPSender(source); err != nil {
-		klog.Warningf("udp: packets that cannot be carried are dropped without an answer: %v", err)
+		if _, due := p.count.failures.due("answering", err); due {
+			klog.Warningf("udp: packets that cannot be carried are dropped without an answer: %v", err)
+		}
 	}
 	return o
 }
@@ -88,9 +85,9 @@ func (o *outbound) carry() error {
 		return nil
 	case err != nil && err != unix.EAGAIN && !errors.Is(err, errDeviceLost):
 		o.count.readErrors.Add(1)
-		o.readFailed.Do(func() {
-			klog.Warningf("udp: reading from %s: %v (further failures within %v are only counted)", backend.TUNName, err, logInterval)
-		})
+		if more, due := o.count.failures.due("reading", err); due {
+			klog.Warningf("udp: reading from %s: %v%s", backend.TUNName, err, more)
+		}
 	}
 	return err
 }
@@ -178,9 +175,9 @@ func (o *outbound) flush() {
 
 func (o *outbound) broken(err error) {
 	o.count.readErrors.Add(1)
-	o.cutFailed.Do(func() {
-		klog.Warningf("udp: a packet from %s is dropped: %v (further ones within %v are only counted)", backend.TUNName, err, logInterval)
-	})
+	if more, due := o.count.failures.due("broken", err); due {
+		klog.Warningf("udp: a packet from %s is dropped: %v%s", backend.TUNName, err, more)
+	}
 }
 
 // refuse counts a packet that is not carried and answers it where that is due.

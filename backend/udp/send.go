@@ -5,11 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
-	"golang.org/x/time/rate"
 	"k8s.io/klog/v2"
 )
 
@@ -52,8 +50,6 @@ type sender struct {
 	headers  []mmsghdr
 	names    []unix.RawSockaddrInet4
 	controls []sendControl
-
-	failed rate.Sometimes
 }
 
 // message is a number of consecutive datagrams that are sent as one, for the
@@ -90,7 +86,6 @@ func newSender(s *socket, count *counters) *sender {
 		headers:  make([]mmsghdr, sendMessages),
 		names:    make([]unix.RawSockaddrInet4, sendMessages),
 		controls: make([]sendControl, sendMessages),
-		failed:   rate.Sometimes{Interval: logInterval},
 	}
 	for i := range out.headers {
 		out.names[i] = sockaddr(0, s.port)
@@ -281,7 +276,7 @@ func (out *sender) maySendSingly(host uint32, reason error) bool {
 
 // stopCutting makes every datagram a message from now on.
 func (out *sender) stopCutting(why string, reason error) {
-	if out.cuts {
+	if _, due := out.count.failures.due("cutting", reason); out.cuts && due {
 		klog.Warningf("udp: sending each datagram by itself from now on: %s (%v)", why, reason)
 	}
 	out.cuts = false
@@ -294,12 +289,9 @@ func (out *sender) drop(m message, reason error) {
 		return
 	}
 	out.count.sendErrors.Add(uint64(m.n))
-	out.failed.Do(func() {
-		klog.Warningf("udp: sending to %v: %v (further failures to send within %v are only counted)", addrOf(m.host), reason, logInterval)
-	})
+	if more, due := out.count.failures.due("sending", reason); due {
+		klog.Warningf("udp: sending to %v: %v%s", addrOf(m.host), reason, more)
+	}
 }
 
 func piece(v unix.Iovec) []byte { return unsafe.Slice(v.Base, v.Len) }
-
-// logInterval is how often a failure that may hit every packet is logged.
-const logInterval = 10 * time.Second
