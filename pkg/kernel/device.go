@@ -19,15 +19,16 @@ import (
 // ensureDevice makes the device what d says and removes those of the devices
 // given, all ours, that d is not. It returns the index of the device, 0 where
 // d is nil or somebody else has yet to make it, and whether it changed anything
-// that may have taken routes with it.
-func (t *table) ensureDevice(d *Device, mine []netlink.Link) (index int32, changed bool, err error) {
+// that may have taken routes with it. What it makes and removes it logs at the level
+// given.
+func (t *table) ensureDevice(d *Device, mine []netlink.Link, level klog.Level) (index int32, changed bool, err error) {
 	var there netlink.Link
 	for _, l := range mine {
 		if d != nil && l.Attrs().Name == d.Name && t.rightShape(l, d.VXLAN) {
 			there = l
 			continue
 		}
-		klog.Infof("Removing the device %s, which is not what it ought to be", l.Attrs().Name)
+		klog.V(level).Infof("Removing the device %s, which is not what it ought to be", l.Attrs().Name)
 		if err := t.handle.LinkDel(l); gone(err) != nil {
 			return 0, changed, fmt.Errorf("removing the device %s: %w", l.Attrs().Name, err)
 		}
@@ -40,7 +41,7 @@ func (t *table) ensureDevice(d *Device, mine []netlink.Link) (index int32, chang
 	case there == nil && d.VXLAN == nil:
 		return 0, changed, nil
 	case there == nil:
-		if there, err = t.makeVXLAN(d); err != nil {
+		if there, err = t.makeVXLAN(d, level); err != nil {
 			return 0, changed, err
 		}
 		changed = true
@@ -66,7 +67,7 @@ func (t *table) rightShape(l netlink.Link, want *VXLAN) bool {
 		!v.Learning && !v.L2miss && !v.L3miss && !v.Proxy && !v.FlowBased
 }
 
-func (t *table) makeVXLAN(d *Device) (netlink.Link, error) {
+func (t *table) makeVXLAN(d *Device, level klog.Level) (netlink.Link, error) {
 	v := d.VXLAN
 	link, ok := t.links.byName[v.Link]
 	if !ok {
@@ -92,7 +93,7 @@ func (t *table) makeVXLAN(d *Device) (netlink.Link, error) {
 	if err != nil {
 		return nil, fmt.Errorf("making the VXLAN device %s: %w", d.Name, err)
 	}
-	klog.Infof("Made the VXLAN device %s", d.Name)
+	klog.V(level).Infof("Made the VXLAN device %s", d.Name)
 	l, err := t.handle.LinkByName(d.Name)
 	return l, because(err, "looking for the device %s just made", d.Name)
 }

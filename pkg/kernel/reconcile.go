@@ -347,7 +347,12 @@ func (r *reconciler[T]) read(input T, c *Comparison) (want State, device, err er
 	want, c.Faults = r.plan(input, r.host)
 	r.devs = want.devices()
 
-	index, changed, device := r.ensureDevice(want.Device, mine)
+	// Later on it is for the caller to say that somebody else has changed it.
+	level := klog.Level(1)
+	if c.Cause == Start {
+		level = 0
+	}
+	index, changed, device := r.ensureDevice(want.Device, mine, level)
 	c.Device = changed
 	r.device, r.index = want.Device, index
 	r.watcher.device.Store(index)

@@ -1227,7 +1227,7 @@ func TestNotes(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		device, _, err := tab.ensureDevice(vxlanState(t, h, 0).Device, mine)
+		device, _, err := tab.ensureDevice(vxlanState(t, h, 0).Device, mine, 0)
 		if err != nil {
 			return err
 		}
