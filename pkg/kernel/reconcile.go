@@ -2,8 +2,8 @@ package kernel
 
 import (
 	"context"
+	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -44,9 +44,9 @@ type Plan[T any] func(input T, host Host) (want State, faults []error)
 // in place.
 //
 // It calls synced after each comparison. What has failed is tried again with
-// back-off, and each error is logged when it first appears. Run itself fails only
-// when netlink does, or when to begin with it cannot set up the State's device or
-// read what there is.
+// back-off, and each error is logged when it first appears, of many at once only a
+// few. Run itself fails only when netlink does, or when to begin with it cannot set up
+// the State's device or read what there is.
 func Run[T any](ctx context.Context, owner Owner, inputs <-chan T, plan Plan[T], synced func(Comparison)) error {
 	// The sockets are opened here, not on a goroutine, as they belong to the
 	// network namespace of the thread that opens them.
@@ -96,7 +96,7 @@ func Run[T any](ctx context.Context, owner Owner, inputs <-chan T, plan Plan[T],
 				return whole
 			}
 			c.Took = time.Since(begin)
-			r.say(c.Faults, c.Failed)
+			r.say(c)
 			synced(c)
 
 			// What only a change in the input has brought about puts nothing off.
@@ -174,7 +174,8 @@ type reconciler[T any] struct {
 	// has failed.
 	want   State
 	failed map[entry]refusal
-	said   map[string]bool
+
+	saidFaults, saidFailed said
 
 	unread bool       // the last try to read the tables has failed
 	last   Comparison // the last one, but for how long it took
@@ -189,25 +190,8 @@ type refusal struct {
 	missing bool // the entry is; otherwise it is one to be gone
 }
 
-// say logs what was not said last time.
-func (r *reconciler[T]) say(faults, failed []error) {
-	saying := map[string]bool{}
-	if r.unread { // and so nothing is known of all else
-		maps.Copy(saying, r.said)
-	}
-	once := func(errs []error, log func(text string)) {
-		for _, err := range errs {
-			text := sentence(err.Error())
-			if !saying[text] && !r.said[text] {
-				log(text)
-			}
-			saying[text] = true
-		}
-	}
-	once(faults, func(text string) { klog.Warning(text) })
-	once(failed, func(text string) { klog.Errorf("%s; trying again", text) })
-	r.said = saying
-}
+// errAbsent is why a device is not there that somebody else has to make.
+var errAbsent = errors.New("not there yet")
 
 // matters reports whether the routes there are and ought to be hang on an
 // interface.
@@ -242,7 +226,7 @@ func (r *reconciler[T]) compare(input T, cause Cause) (c Comparison, whole error
 	asked := want // with what has to wait for the device
 	if want.Device != nil && r.index == 0 {
 		if whole == nil {
-			c.Failed = append(c.Failed, fmt.Errorf("the device %s is not there yet", want.Device.Name))
+			c.Failed = append(c.Failed, fmt.Errorf("the device %s is %w", want.Device.Name, errAbsent))
 		}
 		want.Routes, want.Neighbours, want.FDB = without(want.Routes, want.Device.Name), nil, nil
 	}
