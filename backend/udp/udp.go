@@ -13,7 +13,7 @@
 // path.go is the path packets take, with outbound.go and inbound.go for its two
 // ways (way.go) and workers.go for the goroutines that carry them, icmp.go what is
 // answered to packets that cannot be carried, counters.go what is counted on the way
-// and metrics.go how Prometheus is told.
+// and metrics.go how Prometheus is told, failures.go which failures are said.
 package udp
 
 import (
@@ -27,6 +27,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 	"k8s.io/klog/v2"
 
 	"flanneld/backend"
@@ -129,6 +130,7 @@ func (b *Backend) Run(ctx context.Context, own subnet.Lease, leases <-chan []*su
 	if err != nil {
 		return err
 	}
+	klog.Infof("udp: carrying packets between %s and %v, %s", backend.TUNName, b.Local(), p.describe())
 	g, ctx := errgroup.WithContext(ctx)
 	inputs := make(chan []*subnet.Lease)
 	var sayStuck sync.Once
@@ -204,33 +206,48 @@ const (
 // one of them is lost, as when somebody deletes the device.
 func (b *Backend) carry(ctx context.Context, own subnet.Lease, p *path) error {
 	delay := firstDelay
+	// Who deletes it again and again is told of once a minute.
+	limit := rate.NewLimiter(rate.Every(time.Minute), 3)
+	times := 0 // lost since that was said
 	for {
-		if p != nil {
-			started := time.Now()
-			err := p.run(ctx)
-			if ctx.Err() != nil {
-				return nil
-			}
-			b.enter(state{lost: err})
-			if time.Since(started) > 2*lastDelay {
-				delay = firstDelay
-			}
-			klog.Errorf("udp: packets are not carried: %v; opening device and socket again", err)
-		}
-		select {
-		case <-ctx.Done():
+		started := time.Now()
+		why := p.run(ctx)
+		if ctx.Err() != nil {
 			return nil
-		case <-time.After(delay):
 		}
-		delay = min(2*delay, lastDelay)
-		var err error
-		if p, err = b.openPath(own); err != nil {
-			klog.Errorf("udp: packets are not carried: %v; trying again in %v", err, delay)
-			b.enter(state{lost: err})
-			continue
+		b.enter(state{lost: why})
+		lost := time.Now()
+		times++
+		if lost.Sub(started) > 2*lastDelay {
+			delay = firstDelay
+		}
+		said := "" // of why it cannot be opened
+		for p = nil; p == nil; {
+			select {
+			case <-ctx.Done():
+				return nil
+			case <-time.After(delay):
+			}
+			delay = min(2*delay, lastDelay)
+			var err error
+			if p, err = b.openPath(own); err != nil {
+				b.enter(state{lost: err})
+				if err.Error() != said && limit.Allow() {
+					klog.Errorf("udp: packets are not carried: %v; trying again", err)
+					said = err.Error()
+				}
+			}
 		}
 		b.counters.reopened.Add(1)
-		klog.Infof("udp: packets are carried again")
+		if said == "" && !limit.Allow() {
+			continue
+		}
+		text := fmt.Sprintf("udp: packets are carried again; for %v they were not: %v", time.Since(lost).Round(time.Millisecond), why)
+		if times > 1 {
+			text += fmt.Sprintf(", %d times since this was said last", times)
+		}
+		klog.Warning(text)
+		times = 0
 	}
 }
 
@@ -259,6 +276,5 @@ func (b *Backend) openPath(own subnet.Lease) (*path, error) {
 		return nil, errors.Join(err, d.close(), s.close())
 	}
 	b.enter(state{path: p})
-	klog.Infof("udp: carrying packets between %s and %v, %s", backend.TUNName, b.Local(), p.describe())
 	return p, nil
 }
