@@ -62,12 +62,15 @@ func noWay(t testing.TB) *way {
 
 // startWorkers runs workers. The function it returns stops them and expects them to
 // end at once and without an error.
-func startWorkers(t testing.TB, in, out *way) (w *workers, stop func()) {
+func startWorkers(t testing.TB, in, out *way, prepare ...func(w *workers)) (w *workers, stop func()) {
 	t.Helper()
 	before := runtime.GOMAXPROCS(0)
 	w, err := newWorkers(in, out)
 	if err != nil {
 		t.Fatal(err)
+	}
+	for _, f := range prepare {
+		f(w)
 	}
 	ended := make(chan error, 1)
 	go func() { ended <- w.run() }()
@@ -190,7 +193,7 @@ func TestWorkersAnswer(t *testing.T) {
 			asked = false
 		}
 		return err
-	}))
+	}), func(w *workers) { w.relieveAfter = time.Hour })
 	defer stop()
 	for i := range 30 {
 		unix.Write(in.far, []byte("?"))
