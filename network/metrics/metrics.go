@@ -129,7 +129,7 @@ func (m *Metrics) Compared(c kernel.Comparison) {
 		m.entries.WithLabelValues(kind, "wanted").Set(float64(e.Wanted))
 		m.entries.WithLabelValues(kind, "programmed").Set(float64(e.Programmed))
 		m.entries.WithLabelValues(kind, "failed").Set(float64(e.Failed))
-		asked := e.Changed - e.Repaired
+		asked := max(e.Changed-e.Repaired, 0) // a counter that is to go down is a panic
 		if c.Cause == kernel.Start {
 			m.repairs.WithLabelValues(cause, kind).Add(float64(asked))
 		} else {

@@ -113,6 +113,29 @@ func TestRunTellsRepairsApart(t *testing.T) {
 	}
 }
 
+// What was not made is no repair: a next hop that goes between reading and writing
+// takes the write with it, without a failure.
+func TestCountRepairs(t *testing.T) {
+	kept, fresh := &Route{Dst: pfx("10.1.2.0/24"), Dev: "eth0"}, &Route{Dst: pfx("10.1.3.0/24"), Dev: "eth0"}
+	neigh, fdb := &Neighbour{IP: ip("10.1.2.0")}, &FDBEntry{MAC: MAC{2, 0, 0, 0, 0, 1}}
+	before := State{Routes: []*Route{kept}, Neighbours: []*Neighbour{neigh}, FDB: []*FDBEntry{fdb}}
+	want := before
+	want.Routes = []*Route{kept, fresh}
+	surplus := &haveRoute{Route: Route{Dst: pfx("10.1.9.0/24")}}
+	r := reconciler[State]{want: before}
+	for _, made := range []bool{true, false} {
+		var c Comparison
+		r.countRepairs(&c, want, []change{
+			{op: clearFDB, fdb: fdb, made: made}, {op: setFDB, fdb: fdb, made: made}, {op: setNeigh, neigh: neigh, made: made},
+			{op: setRoute, route: kept, made: made}, {op: setRoute, route: fresh, made: made}, {op: delRoute, old: surplus, made: made},
+		})
+		got := [3]int{c.Routes.Repaired, c.Neighbours.Repaired, c.FDB.Repaired}
+		if want := map[bool][3]int{true: {2, 1, 1}}[made]; got != want {
+			t.Errorf("made: %v: %v repaired, want %v", made, got, want)
+		}
+	}
+}
+
 // Without the device nothing that hangs on it is programmed.
 func TestRunTellsOfMissingDevice(t *testing.T) {
 	h := newHost(t)

@@ -17,6 +17,8 @@ type change struct {
 	neigh *Neighbour   // setNeigh, delNeigh
 	fdb   *FDBEntry    // setFDB, clearFDB, delFDB
 	in    netip.Prefix // conflict: what of the host's own is in the way
+
+	made bool // by apply
 }
 
 type op int8

@@ -297,8 +297,7 @@ func addApart[E any](to map[entry]bool, before, now []*E, of func(*E) entry) {
 func (r *reconciler[T]) countRepairs(c *Comparison, want State, changes []change) {
 	changed := r.changed(want)
 	for i := range changes {
-		of := changes[i].entry()
-		if _, refused := r.failed[of]; refused || changed[of] {
+		if !changes[i].made || changed[changes[i].entry()] {
 			continue
 		}
 		switch changes[i].op {

@@ -104,6 +104,11 @@ func startPlan(t *testing.T, h *lab.Host, plan Plan[State]) *runner {
 		defer close(ended)
 		r.done <- h.Do(func() error {
 			return Run(ctx, testOwner, r.inputs, plan, func(c Comparison) {
+				for _, e := range []Entries{c.Routes, c.Neighbours, c.FDB} {
+					if e.Repaired > e.Changed {
+						t.Errorf("of %d changes %d are repairs: %+v", e.Changed, e.Repaired, c)
+					}
+				}
 				r.mu.Lock()
 				r.all = append(r.all, c)
 				r.mu.Unlock()

@@ -242,6 +242,7 @@ func (t *table) apply(changes []change, h *have, device int32, failed func(*chan
 			switch {
 			case err == nil:
 				t.note(h, c)
+				c.made = true
 				done[c.op]++
 				if klog.V(2).Enabled() {
 					klog.Infof("%v", c)
