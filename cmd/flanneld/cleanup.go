@@ -31,7 +31,7 @@ file. What is not flanneld's stays. It is refused while a daemon runs.`,
 func runCleanup(ctx context.Context, o options, stdout, stderr io.Writer) int {
 	c := o.cleanup
 	c.SubnetFile, c.Interface, c.PublicIP = o.node.SubnetFile, o.node.Interface, o.node.PublicIP
-	c.Leases = path.Join("/", o.etcd.Prefix, "subnets")
+	c.Leases = path.Join(o.prefix(), "subnets")
 	c.IsDaemon = isDaemon
 	c.Say = func(line string) { fmt.Fprintln(stdout, line) }
 	status := exitOK

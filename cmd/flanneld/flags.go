@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"net/url"
 	"os"
+	"path"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -41,6 +42,9 @@ type options struct {
 	status  statusOptions
 	cleanup cleanup.Options
 }
+
+// prefix is the directory in etcd, as it is shown.
+func (o options) prefix() string { return path.Join("/", o.etcd.Prefix) }
 
 // envPrefix precedes a flag's name, in capitals and with underscores, in the
 // environment.

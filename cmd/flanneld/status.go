@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path"
 	"time"
 
 	"flanneld/network/local"
@@ -89,8 +88,11 @@ func inspect(ctx context.Context, o options) (status.Report, error) {
 		if err != nil && !errors.Is(missing, local.ErrNone) {
 			err = fmt.Errorf("%w; and without asking it: %w", missing, err)
 		}
+		if err != nil {
+			return status.Report{}, err
+		}
 	}
-	return status.Inspect(n), err
+	return status.Inspect(n), nil
 }
 
 // noDaemon is why there is no daemon to ask, given the error of asking one.
@@ -103,6 +105,3 @@ func noDaemon(err error) error {
 	}
 	return err
 }
-
-// prefix is the directory in etcd, as it is shown.
-func (o options) prefix() string { return path.Join("/", o.etcd.Prefix) }
